@@ -1,0 +1,95 @@
+"""The command line: ``vitrail VERB TARGET --flags``, made from the dataclasses of `vitrail.config`.
+
+Exit codes: 0 done; 1 the work failed (unusable images, a gate not passed); 2 a wrong call; 130 interrupted, with
+everything saved that was done.
+"""
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vitrail import config
+from vitrail.errors import ConfigError, UnknownNameError, VitrailError, lookup
+
+INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One word of the command line."""
+
+    config: type
+    """Its knobs."""
+    module: str
+    """Where ``run(config) -> exit code`` lives; imported only when the verb is used."""
+    help: str
+    """One line for the list of verbs."""
+
+
+VERBS: Final = {
+    "demo": Verb(config.DemoConfig, "vitrail.verbs.demo", "the whole way on built-in data, in about two minutes"),
+    "data": Verb(
+        config.AdmitConfig, "vitrail.verbs.admit", "look at a folder of images: classes, splits, broken files"
+    ),
+    "train": Verb(config.TrainConfig, "vitrail.verbs.train", "train a model on a folder of images and report on it"),
+    "evaluate": Verb(config.EvaluateConfig, "vitrail.verbs.evaluate", "accuracy and its relatives, with intervals"),
+    "predict": Verb(config.PredictConfig, "vitrail.verbs.predict", "label files, folders and globs"),
+    "export": Verb(
+        config.ExportConfig, "vitrail.verbs.export", "make a bundle that is proven to give the same answers"
+    ),
+    "check": Verb(config.CheckConfig, "vitrail.verbs.check", "repeat a bundle's proof on this machine"),
+    "models": Verb(config.ModelsConfig, "vitrail.verbs.models", "list what can be trained, with its cost"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in {"-h", "--help", "help"}:
+        sys.stdout.write(_usage())
+        return 0 if words else ConfigError.exit_code
+    if words[0] in {"-V", "--version"}:
+        sys.stdout.write(f"vitrail {importlib.metadata.version('vitrail')}\n")
+        return 0
+    try:
+        verb = lookup(VERBS, words[0], "verb")
+        knobs = _parse(words[0], verb, words[1:])
+        return int(importlib.import_module(verb.module).run(knobs))
+    except VitrailError as error:
+        if isinstance(error, UnknownNameError) and words[0] not in VERBS:
+            sys.stderr.write(_usage())
+        sys.stderr.write(f"vitrail: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("vitrail: interrupted.\n")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as `vitrail models | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parse(name: str, verb: Verb, words: Sequence[str]) -> Any:
+    import tyro  # 0.2 s that a list of verbs need not pay
+
+    style = tyro.conf.configure(
+        tyro.conf.PositionalRequiredArgs,
+        tyro.conf.PositionalMetavarFromFieldName,
+        tyro.conf.DisallowNone,
+        tyro.conf.HelptextFromCommentsOff,
+    )
+    return tyro.cli(style(verb.config), prog=f"vitrail {name}", args=words, description=verb.config.__doc__)
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    lines = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    return (
+        "vitrail: from a folder of images to a verified vision transformer.\n\n"
+        "usage: vitrail VERB TARGET [--flags]\n\n"
+        f"{lines}\n\n"
+        "vitrail VERB --help shows the flags of a verb.\n"
+    )

@@ -1,0 +1,1 @@
+"""vitrail.training."""
