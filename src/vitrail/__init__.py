@@ -6,6 +6,8 @@ The names below are the public interface. Each is loaded on first use, so that `
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
+from vitrail.version import __version__
+
 if TYPE_CHECKING:
     from vitrail.config import Preprocess
     from vitrail.data import open_dataset
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from vitrail.verbs.export import export
     from vitrail.verbs.predict import predict
     from vitrail.verbs.train import train
-
-__version__ = "0.1.0"
 
 _HOME: Final = {
     "Preprocess": "vitrail.config",
@@ -43,6 +43,7 @@ _HOME: Final = {
 __all__ = [
     "Preprocess",
     "VitrailError",
+    "__version__",
     "admit",
     "check",
     "create_model",
@@ -68,4 +69,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted(__all__)

@@ -5,15 +5,16 @@ everything saved that was done.
 """
 
 import importlib
-import importlib.metadata
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from vitrail import config
 from vitrail.errors import ConfigError, UnknownNameError, VitrailError, lookup
+from vitrail.version import __version__
 
 INTERRUPTED: Final = 130
 
@@ -53,8 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(_usage())
         return 0 if words else ConfigError.exit_code
     if words[0] in {"-V", "--version"}:
-        sys.stdout.write(f"vitrail {importlib.metadata.version('vitrail')}\n")
+        sys.stdout.write(f"vitrail {__version__}\n")
         return 0
+    # Pillow warns about odd metadata of files that it reads all the same.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         verb = lookup(VERBS, words[0], "verb")
         knobs = _parse(words[0], verb, words[1:])

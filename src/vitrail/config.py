@@ -101,7 +101,7 @@ class TrainConfig(DataConfig):
     """Every knob of `vitrail train`: from a folder of images to a trained, evaluated model and its report."""
 
     source: str
-    """A folder with a folder of images per class (or train, val, test folders of such); "digits"; or a run to resume."""
+    """Folders of images, one per class (or train, val and test folders of these), "digits", or a run to resume."""
 
     # What is trained
     model: str = "auto"
@@ -146,8 +146,8 @@ class TrainConfig(DataConfig):
     """adamw or sgd."""
     lr: float | None = None
     """Highest learning rate. Default: by the optimizer and the batch size; a tenth of it with `pretrained`."""
-    weight_decay: float = 0.05
-    """Decoupled weight decay of matrices and convolutions; vectors, norms and positions have none."""
+    weight_decay: float | None = None
+    """Weight decay of matrices and convolutions; vectors, norms and positions have none. Default: by the optimizer."""
     warmup: float = 0.1
     """Share of the training in which the learning rate rises from 0, in [0, 0.5]."""
     label_smoothing: float = 0.1
@@ -172,6 +172,8 @@ class TrainConfig(DataConfig):
     """Folder of all runs."""
     name: str | None = None
     """Name of this run's folder. Default: the model's name. A number is added when it exists."""
+    quiet: bool = False
+    """Show no progress."""
     resume: bool = False
     """Go on with the interrupted run that `source` names, with the configuration it was started with."""
 
@@ -266,7 +268,7 @@ class ExportConfig:
     data: str | None = None
     """Images to prove the export on. Default: the validation images of the run."""
     tolerance: float = 1e-3
-    """Largest difference between the logits of both, relative to their standard deviation."""
+    """Largest difference between the logits of both, relative to their standard deviation where that is above 1."""
     out: str = "runs"
     """Folder of all runs; the bundle is a new folder in it."""
     name: str | None = None
@@ -290,8 +292,8 @@ class CheckConfig:
 class ModelsConfig:
     """Every knob of `vitrail models`: what can be trained."""
 
-    pattern: str = "*"
-    """Only names that match, such as "vit_tiny*"."""
+    patterns: tuple[str, ...]
+    """Only names that match one of these, such as "vit_tiny*". Default: all."""
     image_size: int = 224
     """Side in pixels for which the multiply-adds are counted."""
 

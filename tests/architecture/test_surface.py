@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import vitrail
 from vitrail import config
 from vitrail.cli import VERBS, main
@@ -49,7 +50,12 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize(
     "statement",
-    ["import vitrail", "import vitrail.cli", "import vitrail.shipping.check", "from vitrail.cli import main; main(['--help'])"],
+    [
+        "import vitrail",
+        "import vitrail.cli",
+        "import vitrail.shipping.check",
+        "from vitrail.cli import main; main(['--help'])",
+    ],
 )
 def test_light_things_do_not_import_torch(statement: str) -> None:
     code = f"{statement}\nimport sys\nassert not {{'torch', 'onnx', 'sklearn', 'matplotlib'}} & set(sys.modules)"

@@ -1,1 +1,33 @@
-"""vitrail.data."""
+"""Pictures on disk become a checked, divided dataset, and its splits become batches."""
+
+from vitrail.data.dataset import Dataset, Refused, Split, Traits, open_dataset, open_evaluation_set, open_manifest
+from vitrail.data.find import find_pictures, load_pictures
+from vitrail.data.images import ImageRefusedError, display_name, load_pixels, open_image, prepare
+from vitrail.data.loader import Batch, EvalBatch, EvalLoader, TrainLoader
+from vitrail.data.policy import AugmentPolicy, augment_policy
+from vitrail.data.records import Record, read_manifest
+
+__all__ = [
+    "AugmentPolicy",
+    "Batch",
+    "Dataset",
+    "EvalBatch",
+    "EvalLoader",
+    "ImageRefusedError",
+    "Record",
+    "Refused",
+    "Split",
+    "TrainLoader",
+    "Traits",
+    "augment_policy",
+    "display_name",
+    "find_pictures",
+    "load_pictures",
+    "load_pixels",
+    "open_dataset",
+    "open_evaluation_set",
+    "open_image",
+    "open_manifest",
+    "prepare",
+    "read_manifest",
+]

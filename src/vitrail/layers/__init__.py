@@ -1,1 +1,1 @@
-"""vitrail.layers."""
+"""Tensor modules that know nothing of models: attention, blocks, embeddings, pooling, local enhancement, fusion."""

@@ -65,6 +65,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def free_path(path: Path) -> Path:
+    """Return ``path``, or the first of path-2, path-3 and so on that does not exist."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
 def storage_error(path: Path, error: OSError) -> StorageError:
     """Turn an operating system's error while writing ``path`` into one clear sentence."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:

@@ -1,1 +1,5 @@
-"""vitrail.tasks."""
+"""What a model is trained to do: the loss, and what counts as correct."""
+
+from vitrail.tasks.classification import Classification
+
+__all__ = ["Classification"]

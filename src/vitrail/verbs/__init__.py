@@ -1,1 +1,1 @@
-"""vitrail.verbs."""
+"""The verbs: one file each, the composition of the rooms below. ``run(config)`` serves the command line."""

@@ -1,0 +1,105 @@
+"""Carry out the draws of a policy: geometry on bytes in the loader's threads, colour and normalisation in batches.
+
+Axes: B batch, H W image, 3 red green blue. Bytes are (B, H, W, 3), images for the model (B, 3, H, W).
+"""
+
+import math
+from typing import Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitrail.config import Preprocess
+from vitrail.data.policy import Draws
+
+_LUMA: Final = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the grey value (ITU-R BT.601), as Pillow's."""
+
+
+def cut_out(picture: np.ndarray, crop: np.ndarray, image_size: tuple[int, int], blur: float) -> Tensor:
+    """Resize the part ``crop`` of a picture to ``image_size``, bilinear with antialiasing.
+
+    A blur of standard deviation s is done by resizing to 1 / k of ``image_size`` on the way, k = s * sqrt(3): the two
+    triangle filters, of half width k, have the variance k^2 / 6 each. Against a Gaussian filter it saves nine tenths of
+    the time, and at k below 1 it does nothing.
+
+    Args:
+        picture: uint8 (h, w, 3).
+        crop: left, top, right, bottom as shares of w and h, rounded to whole pixels, at least one.
+        image_size: H and W.
+        blur: s, in pixels of the result.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    height, width = picture.shape[:2]
+    left, top = min(round(crop[0] * width), width - 1), min(round(crop[1] * height), height - 1)
+    right, bottom = max(round(crop[2] * width), left + 1), max(round(crop[3] * height), top + 1)
+    # A contiguous copy (1, h, w, 3) seen as (1, 3, h, w): the layout for which torch has a vectorised filter on bytes.
+    part = torch.from_numpy(picture[None, top:bottom, left:right].copy()).permute(0, 3, 1, 2)
+    shrink = blur * math.sqrt(3)
+    if shrink > 1:
+        small = [max(1, round(side / shrink)) for side in image_size]
+        part = F.interpolate(part, size=small, mode="bilinear", antialias=True)
+    part = F.interpolate(part, size=image_size, mode="bilinear", antialias=True)
+    return part[0].permute(1, 2, 0)
+
+
+def finish(pixels: Tensor, draws: Draws | None, preprocess: Preprocess) -> Tensor:
+    """Change colours, normalise and erase.
+
+    Colour follows the order brightness, contrast (towards the mean grey of the image), saturation; values are limited
+    to 0..255 once, after all three. A grey image is one of saturation 0.
+
+    Args:
+        pixels: uint8 (B, H, W, 3), on any device.
+        draws: of the same B images; None for evaluation.
+        preprocess: has the mean and the standard deviation.
+
+    Returns:
+        float32 (B, 3, H, W), contiguous, on the same device.
+    """
+    num_images, height, width, _ = pixels.shape
+    images = torch.empty(num_images, 3, height, width, device=pixels.device)
+    mean = torch.tensor(preprocess.mean, device=pixels.device).mul_(255)[:, None, None]
+    scale = torch.tensor(preprocess.std, device=pixels.device).mul_(255).reciprocal_()[:, None, None]
+    factors = None if draws is None else _colour_factors(draws, pixels.device)
+    # On a CPU one image at a time, which stays in the cache through all steps: measured 200 against 310 us an image.
+    step = 1 if pixels.device.type == "cpu" else num_images
+    for start in range(0, num_images, step):
+        part = images[start : start + step]
+        part.copy_(pixels[start : start + step].permute(0, 3, 1, 2).contiguous())
+        if factors is not None:
+            _change_colours(part, factors[:, start : start + step])
+        part.sub_(mean).mul_(scale)
+    if draws is not None:
+        for image, (left, top, right, bottom) in zip(images, draws.erased.tolist(), strict=True):
+            if right > left and bottom > top:
+                image[:, top:bottom, left:right] = 0
+    return images
+
+
+def _colour_factors(draws: Draws, device: torch.device) -> Tensor | None:
+    """Return the weights (3, B, 1, 1, 1) of the colours, of the grey picture and of its mean; None where all stay.
+
+    Brightness b, contrast c and saturation s are linear: with g the grey value of x and m its mean over the image,
+    x -> s c b x + (1 - s) c b g + (1 - c) b m.
+    """
+    brightness, contrast, saturation = draws.colours.T
+    saturation = np.where(draws.greys, 0, saturation)
+    if np.all(draws.colours == 1) and not draws.greys.any():
+        return None
+    both = brightness * contrast
+    weights = np.stack([saturation * both, (1 - saturation) * both, (1 - contrast) * brightness])
+    return torch.from_numpy(weights.astype(np.float32)).to(device)[:, :, None, None, None]
+
+
+def _change_colours(images: Tensor, factors: Tensor) -> None:
+    """Change (b, 3, H, W) of 0..255 in place."""
+    grey = images[:, :1] * _LUMA[0]
+    grey.add_(images[:, 1:2], alpha=_LUMA[1]).add_(images[:, 2:], alpha=_LUMA[2])
+    of_colour, of_grey, of_mean = factors
+    mean = grey.mean(dim=(2, 3), keepdim=True)
+    images.mul_(of_colour).add_(grey.mul_(of_grey).add_(mean.mul_(of_mean))).clamp_(0, 255)

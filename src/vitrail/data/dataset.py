@@ -1,0 +1,273 @@
+"""A dataset: pictures that were checked, in splits that share one class index."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, NamedTuple, get_args
+
+import numpy as np
+from PIL import Image
+
+from vitrail.config import DataConfig, SplitName
+from vitrail.data.admission import Progress, admit
+from vitrail.data.images import ImageRefusedError, display_name
+from vitrail.data.records import Record, read_manifest, write_manifest
+from vitrail.data.sources import BUILT_IN, FolderPictures, Pictures, list_folder, load_digits
+from vitrail.data.split import stratified_split
+from vitrail.errors import DataError, did_you_mean
+
+_FEWEST_CLASSES: Final = 2
+_MOST_NAMED: Final = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What is known of a source beyond its pictures."""
+
+    flip: bool = True
+    """Whether a mirrored picture still shows its class; False for writing."""
+    augment: str = "medium"
+    """The policy that "auto" means."""
+
+
+class Refused(NamedTuple):
+    """A file that is not used."""
+
+    path: str
+    """As text that can be shown anywhere; the manifest has the exact name."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """The pictures of one split, in columns of the same length, sorted by path."""
+
+    name: SplitName
+    classes: tuple[str, ...]
+    """Of the dataset: the same in every split, whether this one shows them all or not."""
+    paths: list[str]
+    """Below the source's root. Names that are not UTF-8 hold surrogates: show them through `display_name`."""
+    labels: np.ndarray
+    """int64 (n,), indices into ``classes``."""
+    sizes: np.ndarray
+    """int32 (n, 2), height and width in pixels."""
+    pictures: Pictures = field(repr=False)
+    """Where the pictures are read from."""
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.paths)
+
+    def decode(self, index: int, min_side: int | None = None) -> Image.Image:
+        """Return picture ``index``, upright, 8-bit RGB; large JPEGs perhaps smaller, see `open_image`.
+
+        Raises:
+            DataError: if the file is no longer the picture that was admitted.
+        """
+        try:
+            image = self.pictures.open(self.paths[index], min_side)
+        except ImageRefusedError as error:
+            raise DataError(f"{error} It was whole when the images were checked; restore it or start again.") from error
+        height, width = self.sizes[index].tolist()
+        # In full size, or as a JPEG is decoded smaller: divided and rounded up.
+        if image.size not in [(-(-width // scale), -(-height // scale)) for scale in (1, 2, 4, 8)]:
+            raise DataError(
+                f"{display_name(self.paths[index])} has changed since it was checked: it had {width} x {height} pixels."
+                " Restore it or start again."
+            )
+        return image
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """What a source becomes after admission."""
+
+    name: str
+    classes: tuple[str, ...]
+    """Sorted; a label is an index into it, in every split."""
+    splits: dict[SplitName, Split]
+    """train, val, test: those there are."""
+    refused: list[Refused]
+    """Every file that was left out, and why."""
+    ignored: Mapping[str, int]
+    """How many other files and folders were passed over, by what they are."""
+    traits: Traits
+    records: list[Record] = field(repr=False)
+    """One for each picture and each refused file, sorted by path."""
+
+    def write_manifest(self, path: str | Path) -> None:
+        """Write which picture is in which split, as CSV; `open_manifest` makes the same dataset of it.
+
+        Raises:
+            StorageError: if the disk is full or the folder cannot be written.
+        """
+        write_manifest(path, self.records)
+
+
+def open_dataset(source: str | Path, config: DataConfig, *, progress: Progress | None = None) -> Dataset:
+    """Find, check and divide the pictures of a source.
+
+    Without split folders all three splits are made; where only ``val`` is missing it is taken from ``train``; a missing
+    ``test`` stays missing.
+
+    Args:
+        source: a folder with one folder per class, a folder of train, val and test folders of such, or "digits". A
+            folder of that name is "./digits".
+        config: shares and seed of the division.
+        progress: is told how many files were checked, and of how many.
+
+    Raises:
+        DataError: if there are no pictures, fewer than two classes, a class that is too small to be divided, or a class
+            that only val or test shows.
+    """
+    records, pictures, divided, ignored = _read_source(source, progress)
+    used = [record for record in records if not record.reason]
+    _check_classes(source, records, used)
+    divided_splits = {record.split for record in used}
+    if not divided:
+        splits = _divide(used, config, config.test_fraction)
+    elif "val" not in divided_splits:
+        kept = [record for record in used if record.split != "train"]
+        splits = kept + _divide([record for record in used if record.split == "train"], config, 0.0)
+    else:
+        splits = used
+    refused = [replace(record, split=None) for record in records if record.reason]
+    return _build(source, splits + refused, pictures, ignored)
+
+
+def open_evaluation_set(source: str | Path, classes: Sequence[str], *, progress: Progress | None = None) -> Dataset:
+    """Find and check pictures to evaluate a model on, labelled with the model's own classes.
+
+    Nothing is divided: a source without split folders becomes one split, "test". Classes may be missing.
+
+    Raises:
+        DataError: if there are no usable pictures, or a class that the model does not know.
+    """
+    records, pictures, divided, ignored = _read_source(source, progress)
+    unknown = sorted({record.label for record in records} - set(classes))
+    if unknown:
+        hint = did_you_mean(unknown[0], classes)
+        raise DataError(f"{display_name(source)} has classes that the model does not know: {_names(unknown)}.{hint}")
+    records = [
+        replace(record, split=None if record.reason else record.split if divided else "test") for record in records
+    ]
+    if all(record.reason for record in records):
+        raise _no_usable_pictures(source, records)
+    return _build(source, records, pictures, ignored, classes)
+
+
+def open_manifest(manifest: str | Path, source: str | Path) -> Dataset:
+    """Make the dataset that a manifest describes, without decoding anything.
+
+    Args:
+        manifest: a CSV file of `Dataset.write_manifest`.
+        source: where the pictures lie now: the folder its paths are below, or "digits".
+
+    Raises:
+        DataError: if the manifest is damaged or the source does not exist.
+    """
+    records = read_manifest(manifest)
+    if str(source) in BUILT_IN:
+        return _build(source, records, load_digits()[1], {})
+    if not Path(source).is_dir():
+        raise DataError(
+            f"There is no folder {display_name(source)}, where the pictures of {display_name(manifest)} lie."
+        )
+    return _build(source, records, FolderPictures(Path(source)), {})
+
+
+def _read_source(
+    source: str | Path, progress: Progress | None
+) -> tuple[list[Record], Pictures, bool, Mapping[str, int]]:
+    """Return the checked records, where the pictures are, whether they are divided already, and what was ignored."""
+    if str(source) in BUILT_IN:
+        digits, pixels = load_digits()
+        return digits, pixels, False, {}
+    root = Path(source)
+    listing = list_folder(root)
+    return admit(root, listing.records, progress), FolderPictures(root), listing.divided, dict(listing.ignored)
+
+
+def _divide(records: list[Record], config: DataConfig, test_fraction: float) -> list[Record]:
+    splits = stratified_split(
+        [record.path for record in records],
+        [record.label for record in records],
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        test_fraction=test_fraction,
+    )
+    return [replace(record, split=split) for record, split in zip(records, splits, strict=True)]
+
+
+def _check_classes(source: str | Path, records: list[Record], used: list[Record]) -> None:
+    """Refuse what no classifier can be trained on."""
+    if not used:
+        raise _no_usable_pictures(source, records)
+    usable = {record.label for record in used}
+    empty = sorted({record.label for record in records} - usable)
+    if empty:
+        example = next(record for record in records if record.label == empty[0])
+        raise DataError(
+            f"No picture of these classes in {display_name(source)} can be used: {_names(empty)}. "
+            f"For example {display_name(example.path)}: {example.reason}. Repair the files or remove the folders."
+        )
+    if len(usable) < _FEWEST_CLASSES:
+        raise DataError(
+            f"{display_name(source)} has one class only, {_names(sorted(usable))}. A classifier needs at least two "
+            "folders of pictures, one per class."
+        )
+    # Where nothing is divided yet every split is None, and no class can be missing.
+    learnable = {record.label for record in used if record.split in {None, "train"}}
+    unlearnable = sorted(usable - learnable)
+    if unlearnable:
+        raise DataError(
+            f"These classes are in val or test but have no usable picture in train: {_names(unlearnable)}. Add some to "
+            "train, or remove them."
+        )
+
+
+def _build(
+    source: str | Path,
+    records: list[Record],
+    pictures: Pictures,
+    ignored: Mapping[str, int],
+    classes: Sequence[str] | None = None,
+) -> Dataset:
+    records = sorted(records, key=lambda record: record.path)
+    names = tuple(classes) if classes is not None else tuple(sorted({r.label for r in records if not r.reason}))
+    index = {label: number for number, label in enumerate(names)}
+    splits: dict[SplitName, Split] = {}
+    for split in get_args(SplitName):
+        members = [record for record in records if record.split == split and not record.reason]
+        if members:
+            splits[split] = Split(
+                name=split,
+                classes=names,
+                paths=[record.path for record in members],
+                labels=np.array([index[record.label] for record in members], np.int64),
+                sizes=np.array([(record.height, record.width) for record in members], np.int32),
+                pictures=pictures,
+            )
+    digits = str(source) in BUILT_IN
+    return Dataset(
+        name=str(source) if digits else display_name(Path(source).resolve().name),
+        classes=names,
+        splits=splits,
+        refused=[Refused(display_name(record.path), record.reason) for record in records if record.reason],
+        ignored=ignored,
+        traits=Traits(flip=False, augment="light") if digits else Traits(),
+        records=records,
+    )
+
+
+def _no_usable_pictures(source: str | Path, records: list[Record]) -> DataError:
+    (reason, count), *_ = Counter(record.reason for record in records).most_common(1)
+    return DataError(
+        f"None of the {len(records)} pictures in {display_name(source)} can be used; {count} of them because: {reason}."
+    )
+
+
+def _names(labels: Sequence[str]) -> str:
+    shown = ", ".join(display_name(label) for label in labels[:_MOST_NAMED])
+    return shown if len(labels) <= _MOST_NAMED else f"{shown} and {len(labels) - _MOST_NAMED} more"

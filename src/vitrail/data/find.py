@@ -1,0 +1,66 @@
+"""Pictures to predict: named as files, folders or globs, and loaded side by side."""
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vitrail.config import Preprocess
+from vitrail.data.images import ImageRefusedError, display_name, load_pixels
+from vitrail.data.ordered import default_workers, ordered_map
+from vitrail.data.sources import walk_folder
+from vitrail.errors import DataError, did_you_mean
+
+_AHEAD = 16
+
+
+def find_pictures(names: Sequence[str]) -> list[str]:
+    """Return the files that ``names`` mean, in the order of the names and sorted within each.
+
+    A folder is searched through by the rules of a data source: hidden files and files that are no pictures by their
+    extension are passed over. A file that is named itself is always taken. A glob (``*``, ``?``, ``[...]``, ``**``) may
+    find both. No file is returned twice.
+
+    Raises:
+        DataError: if a name is nothing that exists, or none of them leads to a picture.
+    """
+    found = [path for name in names for path in _find(name)]
+    if not found:
+        shown = ", ".join(display_name(name) for name in names)
+        raise DataError(f"There are no pictures in {shown}. Name picture files, or folders that have some.")
+    return list(dict.fromkeys(found))
+
+
+def load_pictures(paths: Sequence[str], preprocess: Preprocess) -> list[np.ndarray | ImageRefusedError]:
+    """Return each picture prepared for a model, uint8 (H, W, 3), or why it is refused; in the same order."""
+
+    def load(path: str) -> np.ndarray | ImageRefusedError:
+        try:
+            return load_pixels(path, preprocess)
+        except ImageRefusedError as refusal:
+            return refusal
+
+    return list(ordered_map(load, paths, workers=default_workers(), ahead=_AHEAD))
+
+
+def _find(name: str) -> list[str]:
+    if Path(name).is_dir():
+        return sorted(_search(name))
+    if Path(name).exists():
+        return [name]
+    matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []  # noqa: PTH207 - keeps the form
+    if matches:
+        return [path for match in matches for path in (_search(match) if Path(match).is_dir() else [match])]
+    if glob.has_magic(name):
+        raise DataError(f"Nothing matches {display_name(name)}.")
+    folder = Path(name).parent
+    hint = did_you_mean(Path(name).name, (entry.name for entry in folder.iterdir())) if folder.is_dir() else ""
+    raise DataError(f"There is no file or folder {display_name(name)}.{hint}")
+
+
+def _search(folder: str) -> list[str]:
+    records = walk_folder(Path(folder), ".", "", Counter())
+    return sorted(os.path.normpath(f"{folder}/{record.path}") for record in records)

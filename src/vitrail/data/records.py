@@ -1,0 +1,103 @@
+"""One line of a manifest per picture: where it is, what it shows, which split it belongs to, whether it is used.
+
+A manifest is a CSV file in UTF-8. Bytes of a file name that are not UTF-8 are written as they are, so that every name
+comes back exactly.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final, get_args
+
+from vitrail.config import SplitName
+from vitrail.data.images import display_name
+from vitrail.errors import DataError
+from vitrail.runtime.files import atomic_path
+
+COLUMNS: Final = ("path", "label", "split", "sha256", "width", "height", "status", "reason")
+
+_SPLITS: Final = ("", *get_args(SplitName))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is known of one picture."""
+
+    path: str
+    """Below the root of the source, with "/" between folders."""
+    label: str
+    """Name of its class."""
+    split: SplitName | None = None
+    """None where it is not yet decided, or the picture is not used."""
+    sha256: str = ""
+    """Of the file's bytes, hexadecimal; empty where it could not be read."""
+    width: int = 0
+    """Pixels, after the orientation is obeyed."""
+    height: int = 0
+    """Pixels, after the orientation is obeyed."""
+    reason: str = ""
+    """Why it is not used; empty where it is."""
+
+
+def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
+    """Write a CSV file with `COLUMNS`, whole or not at all.
+
+    Raises:
+        StorageError: if the disk is full or the folder cannot be written.
+    """
+    with (
+        atomic_path(Path(path)) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for record in records:
+            status = "refused" if record.reason else "ok"
+            writer.writerow(
+                [
+                    record.path,
+                    record.label,
+                    record.split,
+                    record.sha256,
+                    record.width,
+                    record.height,
+                    status,
+                    record.reason,
+                ]
+            )
+
+
+def read_manifest(path: str | Path) -> list[Record]:
+    """Read what `write_manifest` wrote.
+
+    Raises:
+        DataError: if the file is missing or is no such manifest; the message names the line.
+    """
+    try:
+        with Path(path).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = csv.reader(file)
+            header = next(rows, None)
+            if header is None or tuple(header) != COLUMNS:
+                raise DataError(
+                    f"{display_name(path)} is no manifest: its first line must be {','.join(COLUMNS)}."
+                    " `vitrail data SOURCE` writes one."
+                )
+            return [_parse(row, f"{display_name(path)}, row {number}") for number, row in enumerate(rows, start=2)]
+    except (OSError, csv.Error) as error:
+        raise DataError(f"The manifest {display_name(path)} cannot be read: {error}.") from error
+
+
+def _parse(row: list[str], place: str) -> Record:
+    if len(row) != len(COLUMNS):
+        raise DataError(f"{place} has {len(row)} values; a manifest has {len(COLUMNS)}: {', '.join(COLUMNS)}.")
+    path, label, split, sha256, width, height, status, reason = row
+    if not path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise DataError(f"{place} has the path {display_name(path)!r}; paths are relative and stay below the source.")
+    if split not in _SPLITS or status != ("refused" if reason else "ok") or (status == "ok" and not split):
+        raise DataError(f"{place} has split {split!r} and status {status!r}; used pictures are in train, val or test.")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise DataError(f"{place} has the size {width!r} x {height!r}; it takes whole pixels.")
+    record = Record(path=path, label=label, sha256=sha256, width=int(width), height=int(height), reason=reason)
+    return dataclasses.replace(record, split=split or None)  # type: ignore[arg-type]

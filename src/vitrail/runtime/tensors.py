@@ -1,0 +1,46 @@
+"""Named tensors in one safetensors file, whole or not at all."""
+
+import errno
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vitrail.runtime.files import atomic_path
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write ``tensors`` and ``metadata`` to the safetensors file ``path``.
+
+    Tensors may lie on any device and may share memory; each is written on its own.
+
+    Raises:
+        StorageError: if the disk is full or the folder cannot be written; ``path`` is then what it was before.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            save_file(_independent(tensors), temporary, metadata=dict(metadata))
+        except SafetensorError as error:
+            raise _as_os_error(error) from error
+
+
+def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous CPU tensors, copied where two share memory (tied weights), which the format cannot hold."""
+    result: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        if plain.untyped_storage().data_ptr() in storages:
+            plain = plain.clone()
+        storages.add(plain.untyped_storage().data_ptr())
+        result[name] = plain
+    return result
+
+
+def _as_os_error(error: SafetensorError) -> OSError:
+    """Recover the operating system's error, which safetensors reports as text: "... (os error 28)"."""
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(match[1]) if match else errno.EIO, str(error))

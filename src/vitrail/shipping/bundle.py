@@ -1,0 +1,244 @@
+"""A bundle: the folder that is shipped, made only of an exported model that proved to answer like the trained one.
+
+Axes: N images, B of them in a batch, H and W height and width in pixels, C classes.
+"""
+
+import copy
+import hashlib
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from vitrail.config import Preprocess
+from vitrail.errors import BundleError, ConfigError, ParityError
+from vitrail.evaluation.predict import Predictor, TorchPredictor
+from vitrail.runtime.device import cpu_name
+from vitrail.runtime.files import atomic_folder, write_json, write_text
+from vitrail.shipping import check
+from vitrail.shipping.onnx import INPUT_NAME, OPSET, TASK, export_onnx
+from vitrail.shipping.parity import Parity, Tolerance, compare
+from vitrail.shipping.predictor import RUNTIME, open_session, run_logits
+from vitrail.shipping.readme import bundle_readme
+from vitrail.version import __version__
+
+ProofBatch = tuple[NDArray[np.uint8], NDArray[np.int64] | None, Sequence[str]]
+"""Prepared RGB images ``(B, H, W, 3)``, their labels ``(B,)`` where known, their paths."""
+
+MAX_GOLDEN_IMAGES: Final = 16
+MAX_GOLDEN_BYTES: Final = 64 * 2**20
+NUM_LISTED: Final = 5
+"""Images that an error message names."""
+
+
+def export_bundle(
+    model: nn.Module,
+    folder: Path,
+    *,
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    batches: Iterable[ProofBatch],
+    calibration: Mapping[str, Any] | None = None,
+    tolerance: Tolerance | None = None,
+    source: str | None = None,
+) -> Parity:
+    """Export ``model``, prove it on all images of ``batches`` and write the bundle ``folder``, or nothing.
+
+    The exported file is run by onnxruntime, the model by PyTorch in float32 on the CPU, on the same bytes. Beyond the
+    tolerance nothing is left. Up to 16 of the images go into the bundle as golden vectors, and are so given away.
+
+    Args:
+        model: takes normalised images ``(B, 3, H, W)`` and gives logits ``(B, C)``.
+        folder: the new bundle; must not exist.
+        classes: names of the classes in the order of the logits.
+        preprocess: how the images of ``batches`` were prepared.
+        batches: real images that the model was not trained on; the validation split.
+        calibration: "temperature" (default 1) and, where known, "reject_threshold"; kept as it is.
+        tolerance: how far the logits may differ.
+        source: name of the run that the model comes from.
+
+    Returns:
+        How the two models compared.
+
+    Raises:
+        ParityError: if the exported model does not answer like ``model``.
+        ConfigError: if ``folder`` exists, or classes or temperature do not suit.
+        StorageError: if the disk is full or the folder cannot be written.
+    """
+    _refuse_unwritable(Path(folder), classes)
+    tolerance = tolerance or Tolerance()
+    calibration = {"temperature": 1.0, **(calibration or {})}
+    reference = TorchPredictor(copy.deepcopy(model).cpu().float(), tuple(classes), preprocess)
+    with atomic_folder(Path(folder)) as temporary:
+        model_path = temporary / "model.onnx"
+        temperature = calibration["temperature"]
+        export_onnx(model, model_path, preprocess=preprocess, classes=classes, temperature=temperature)
+        answers = _collect_answers(batches, reference, model_path, num_classes=len(classes))
+        parity = compare(answers.reference, answers.exported, answers.labels, answers.paths)
+        verdict = parity.verdict(tolerance)
+        if not verdict.passed:
+            raise ParityError(_refusal(parity, verdict.reasons, classes))
+        description = {
+            **_identity(source),
+            "classes": list(classes),
+            "preprocess": preprocess.to_dict(),
+            "calibration": calibration,
+            **_interface(preprocess, num_classes=len(classes)),
+            "golden": {"file": "golden.npz", "num_images": len(answers.golden_images)},
+            "verification": _verification(parity, tolerance),
+        }
+        write_bundle(temporary, description, np.stack(answers.golden_images), np.stack(answers.golden_logits))
+        _prove(temporary)
+    return parity
+
+
+def write_bundle(
+    folder: Path, description: Mapping[str, Any], golden_images: NDArray[np.uint8], golden_logits: NDArray[np.float32]
+) -> None:
+    """Write everything that belongs beside ``model.onnx`` in ``folder``; the checksums of all files come last.
+
+    Args:
+        folder: holds model.onnx already.
+        description: becomes bundle.json.
+        golden_images: prepared RGB images ``(N, H, W, 3)``.
+        golden_logits: the trained model's answers to them ``(N, C)``.
+    """
+    write_json(folder / "bundle.json", description)
+    write_text(folder / "labels.txt", "".join(f"{name}\n" for name in description["classes"]))
+    write_text(folder / "README.md", bundle_readme(description))
+    write_text(folder / "check.py", inspect.getsource(check))
+    np.savez_compressed(folder / "golden.npz", images=golden_images, logits=golden_logits)
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    write_text(folder / check.CHECKSUMS, "".join(f"{checksum}  {name}\n" for name, checksum in sums.items()))
+
+
+@dataclass
+class _Answers:
+    """What both models said to all images, and the images that are kept as golden vectors."""
+
+    reference: NDArray[np.float32]
+    exported: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+    paths: list[str]
+    golden_images: list[NDArray[np.uint8]]
+    golden_logits: list[NDArray[np.float32]]
+
+
+@dataclass
+class _GoldenPicker:
+    """Keeps the first images of each class, equally many, so that a sorted split does not fill all places with one."""
+
+    num_classes: int
+    images: list[NDArray[np.uint8]] = field(default_factory=list)
+    logits: list[NDArray[np.float32]] = field(default_factory=list)
+    seen: Counter[int] = field(default_factory=Counter)
+
+    def offer(self, image: NDArray[np.uint8], logits: NDArray[np.float32], label: int | None) -> None:
+        """Take the image ``(H, W, 3)`` where there is a place left for it; ``label`` is None where not known."""
+        places = max(1, min(MAX_GOLDEN_IMAGES, MAX_GOLDEN_BYTES // image.nbytes))
+        places_per_class = places if label is None else max(1, places // self.num_classes)
+        key = -1 if label is None else label
+        if len(self.images) < places and self.seen[key] < places_per_class:
+            self.seen[key] += 1
+            self.images.append(image.copy())
+            self.logits.append(logits.copy())
+
+
+def _collect_answers(
+    batches: Iterable[ProofBatch], reference: Predictor, model_path: Path, *, num_classes: int
+) -> _Answers:
+    session = open_session(model_path)
+    golden = _GoldenPicker(num_classes)
+    ours, theirs, labels = [], [], []
+    paths: list[str] = []
+    for pixels, batch_labels, batch_paths in batches:
+        ours.append(reference.logits(pixels))
+        theirs.append(run_logits(session, pixels))
+        paths.extend(batch_paths)
+        if batch_labels is not None:
+            labels.append(batch_labels)
+        for index, image in enumerate(pixels):
+            golden.offer(image, ours[-1][index], None if batch_labels is None else int(batch_labels[index]))
+    if not paths:
+        raise ParityError("There is no image to prove the exported model on; give a split that has images.")
+    return _Answers(
+        reference=np.concatenate(ours),
+        exported=np.concatenate(theirs),
+        labels=np.concatenate(labels) if labels else None,
+        paths=paths,
+        golden_images=golden.images,
+        golden_logits=golden.logits,
+    )
+
+
+def _refuse_unwritable(folder: Path, classes: Sequence[str]) -> None:
+    if folder.exists():
+        raise ConfigError(f"{folder} exists and is not overwritten; give the bundle another name.")
+    for name in classes:
+        is_text = name.encode("utf-8", "ignore").decode("utf-8") == name  # a file system may give names that are not
+        if not is_text or "\n" in name or "\r" in name:
+            raise ConfigError(f"The class name {name!a} cannot be one line of labels.txt; rename the class.")
+
+
+def _refusal(parity: Parity, reasons: Sequence[str], classes: Sequence[str]) -> str:
+    sentences = ["The exported model does not answer like the trained one; nothing was written.", *reasons]
+    if parity.differences:
+        listed = [
+            f"{item.path} ({classes[item.reference_label]} became {classes[item.exported_label]})"
+            for item in parity.differences[:NUM_LISTED]
+        ]
+        more = len(parity.differences) - len(listed)
+        sentences.append(f"Images: {', '.join(listed)}{f' and {more} more' if more else ''}.")
+    return " ".join(sentences)
+
+
+def _identity(source: str | None) -> dict[str, Any]:
+    return {
+        "format": check.FORMAT,
+        "task": TASK,
+        "source": source,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"vitrail": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
+    }
+
+
+def _interface(preprocess: Preprocess, *, num_classes: int) -> dict[str, Any]:
+    return {
+        "model": {"file": "model.onnx", "opset": OPSET},
+        "input": {
+            "name": INPUT_NAME,
+            "dtype": "uint8",
+            "shape": ["batch", *preprocess.image_size, 3],
+            "meaning": "RGB, values 0 to 255, resized as preprocess tells; normalised inside the model",
+        },
+        "outputs": [
+            {"name": "logits", "dtype": "float32", "shape": ["batch", num_classes]},
+            {"name": "probabilities", "dtype": "float32", "shape": ["batch", num_classes]},
+        ],
+    }
+
+
+def _verification(parity: Parity, tolerance: Tolerance) -> dict[str, Any]:
+    return {
+        "logit_limit": tolerance.limit(parity.logit_std),
+        "tolerance": tolerance.logits,
+        "runtime": RUNTIME,
+        "machine": cpu_name(),
+        "parity": parity.to_dict(),
+    }
+
+
+def _prove(folder: Path) -> None:
+    """Check the finished bundle as its user will."""
+    result = check.check_bundle(folder)
+    if not result.ok:
+        failed = result.checks[-1]
+        raise BundleError(f"The bundle failed its own check and was not kept: {failed.name}: {failed.detail}")

@@ -1,0 +1,89 @@
+"""The README.md inside a bundle: how its model is called, for somebody who has never heard of vitrail."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+# How each way of resizing is written with Pillow. The tests run these lines against `vitrail.data.images.prepare`.
+_RESIZING: Final = {
+    "crop": "picture = ImageOps.fit(picture, (width, height), {filter}, bleed={bleed:.6g})",
+    "squash": "picture = picture.resize((width, height), {filter})",
+    "pad": (
+        "scale = min(width / picture.width, height / picture.height)\n"
+        "fitted = picture.resize([max(1, round(side * scale)) for side in picture.size], {filter})\n"
+        'picture = Image.new("RGB", (width, height))\n'
+        "picture.paste(fitted, ((width - fitted.width) // 2, (height - fitted.height) // 2))"
+    ),
+}
+
+_TEMPLATE: Final = """\
+# {title}
+
+An image classifier as one ONNX file, exported by vitrail {version} and proven to give the answers of the model it was
+made from: {proof}.
+
+## Is it whole, and does it answer alike on this machine?
+
+    pip install numpy onnxruntime
+    python check.py
+
+## How to call it
+
+With numpy, onnxruntime and pillow installed:
+
+```python
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+height, width = {height}, {width}
+picture = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGB")
+{resizing}
+session = onnxruntime.InferenceSession("model.onnx")
+_, probabilities = session.run(None, {{"images": np.asarray(picture)[None]}})
+labels = open("labels.txt", encoding="utf-8").read().split("\\n")
+print(labels[probabilities[0].argmax()], probabilities[0].max())
+```
+
+* Input `images`: uint8, `(batch, {height}, {width}, 3)`, red, green, blue from 0 to 255; any number of images at once.
+  Normalisation (mean {mean}, std {std} of values divided by 255) is inside the model: do not do it again.
+  Pictures with transparency were laid on white for training.
+* Output `logits`: float32, `(batch, {num_classes})`, in the order of labels.txt.
+* Output `probabilities`: softmax of logits / {temperature:.4g}, the temperature of the calibration.{reject}
+
+## What is in it
+
+| file | what |
+|---|---|
+| model.onnx | the model; labels and preprocessing are in its metadata too |
+| labels.txt | one class per line, in the order of the outputs |
+| bundle.json | classes, preprocessing, calibration, where it comes from, how it was verified |
+| golden.npz | {num_golden} real images of the validation set and the trained model's logits for them |
+| check.py | repeats the proof; needs numpy and onnxruntime alone |
+| SHA256SUMS | checksums, for `sha256sum -c SHA256SUMS` |
+"""
+
+
+def bundle_readme(description: Mapping[str, Any]) -> str:
+    """Return the text of README.md for the bundle that ``description`` (its bundle.json) describes."""
+    preprocess, calibration = description["preprocess"], description["calibration"]
+    parity = description["verification"]["parity"]
+    height, width = preprocess["image_size"]
+    resizing = _RESIZING[preprocess["resize"]].format(
+        filter=f"Image.Resampling.{preprocess['interpolation'].upper()}", bleed=(1 - preprocess["crop_fraction"]) / 2
+    )
+    threshold = calibration.get("reject_threshold")
+    return _TEMPLATE.format(
+        title=description["source"] or "Image classifier",
+        version=description["versions"]["vitrail"],
+        proof=f"the same label on {parity['num_images'] - len(parity['differences'])} of {parity['num_images']} "
+        f"validation images, logits apart by at most {parity['max_logit_difference']:.1g}",
+        height=height,
+        width=width,
+        resizing=resizing,
+        mean=list(preprocess["mean"]),
+        std=list(preprocess["std"]),
+        num_classes=len(description["classes"]),
+        temperature=calibration["temperature"],
+        reject="" if threshold is None else f"\n  Where the largest is below {threshold:.4g}, answer 'unknown'.",
+        num_golden=description["golden"]["num_images"],
+    )

@@ -1,0 +1,127 @@
+"""`vitrail evaluate`: how good a run, a bundle or a checkpoint is on a split or on another folder of images."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vitrail.config import EvaluateConfig, SplitName, from_options
+from vitrail.data import Dataset, Split, display_name, open_evaluation_set
+from vitrail.errors import ConfigError
+from vitrail.evaluation.cost import model_cost
+from vitrail.evaluation.intervals import Estimate
+from vitrail.evaluation.metrics import Metrics
+from vitrail.reports import Command, RunReport, write_report
+from vitrail.runtime.device import describe_machine
+from vitrail.runtime.files import write_json
+from vitrail.training import Run
+from vitrail.verbs import assess
+from vitrail.verbs.target import Target, open_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured, and where it is kept."""
+
+    path: Path
+    """The folder of the evaluation, with its report and every answer."""
+    split: SplitName
+    metrics: Metrics
+
+
+def evaluate(target: str | Path, **options: Any) -> Evaluation:
+    """Measure a run, a bundle or a checkpoint.
+
+    Args:
+        target: what is measured.
+        options: the other fields of `vitrail.config.EvaluateConfig`, as the flags of ``vitrail evaluate``.
+
+    Raises:
+        ConfigError: for an option or value that is not allowed, or a split that is not there.
+        DataError: if the images cannot be used.
+        CheckpointError: if the weights cannot be used.
+    """
+    return _evaluate(from_options(EvaluateConfig, {"target": str(target), **options}))
+
+
+def run(config: EvaluateConfig) -> int:
+    """Serve the command line."""
+    evaluation = _evaluate(config)
+    console = Console(highlight=False)
+    console.print(_table(evaluation.metrics, f"{config.target} on {evaluation.split}"))
+    console.print(f"report   {display_name(Run(evaluation.path).report_path)}", markup=False)
+    return 0
+
+
+def _evaluate(config: EvaluateConfig) -> Evaluation:
+    target = open_target(config.target, device=config.device, precision=config.precision)
+    dataset = target.dataset() if config.data is None else open_evaluation_set(config.data, target.predictor.classes)
+    split = choose_split(dataset, config.split)
+    assessment = assess.assess(target.predictor, split, batch_size=config.batch_size, calibration=target.calibration)
+    folder = Run.create(config.out, "evaluate", config.name or f"{target.name}-{split.name}")
+    folder.write_config(config)
+    write_json(folder.environment_path, describe_machine())
+    write_json(folder.evaluation_path, {split.name: assessment.metrics.to_dict()})
+    assess.write_answers(folder.predictions_path, assessment, target.calibration)
+    write_report(folder.report_path, _report(config, target, dataset, assessment, folder))
+    return Evaluation(path=folder.path, split=split.name, metrics=assessment.metrics)
+
+
+def choose_split(dataset: Dataset, name: SplitName | None, preferred: Sequence[SplitName] = ("test", "val")) -> Split:
+    """Return the split called ``name``, or the first of ``preferred`` that there is.
+
+    Raises:
+        ConfigError: if there is no such split.
+    """
+    known = list(dataset.splits)
+    if name is None:
+        return dataset.splits[next((split for split in preferred if split in known), known[0])]
+    if name not in known:
+        raise ConfigError(f"{dataset.name} has no split {name!r}. It has: {', '.join(known)}.")
+    return dataset.splits[name]
+
+
+def _report(
+    config: EvaluateConfig, target: Target, dataset: Dataset, assessment: assess.Assessment, folder: Run
+) -> RunReport:
+    model = target.checkpoint.model if target.checkpoint else None
+    return RunReport(
+        title=folder.path.name,
+        model=model.spec.name if model and model.spec else f"{target.kind} {target.name}",
+        split=assessment.split.name,
+        metrics=assessment.metrics,
+        created_at=assess.now(),
+        data=assess.summarise_data(dataset),
+        errors=assess.worst_errors(assessment, target.predictor.preprocess, target.calibration),
+        calibration=target.calibration,
+        cost=model_cost(model, target.predictor.preprocess.image_size) if model else None,
+        caveats=assess.data_caveats(dataset, assessment),
+        commands=(Command("Label new images", f"vitrail predict {display_name(config.target)} IMAGES"),),
+        config=asdict(config),
+        environment=describe_machine(),
+    )
+
+
+def _table(metrics: Metrics, title: str) -> Table:
+    """Return the numbers for a terminal, the totals first."""
+    table = Table(title=title, title_justify="left")
+    for column in ("", "images", "precision", "recall", "F1"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for each in metrics.classes:
+        table.add_row(
+            display_name(each.name), f"{each.support}", _cell(each.precision), _cell(each.recall), _cell(each.f1)
+        )
+    table.add_section()
+    table.add_row("accuracy", f"{metrics.num_images}", "", _cell(metrics.accuracy), "")
+    table.add_row("mean of classes", "", "", _cell(metrics.balanced_accuracy), _cell(metrics.macro_f1))
+    table.caption = "in percent, with 95 % intervals"
+    return table
+
+
+def _cell(estimate: Estimate) -> str:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return "-"
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"

@@ -1,0 +1,81 @@
+"""`vitrail export`: a bundle whose model was proven to give the answers of the trained one, or nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vitrail.config import ExportConfig, Preprocess, from_options
+from vitrail.data import EvalLoader, Split, display_name, open_evaluation_set
+from vitrail.errors import ConfigError
+from vitrail.runtime.files import free_path
+from vitrail.shipping.bundle import ProofBatch, export_bundle
+from vitrail.shipping.parity import Parity, Tolerance
+from vitrail.verbs.evaluate import choose_split
+from vitrail.verbs.target import open_target
+
+_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A bundle, and the proof of it."""
+
+    path: Path
+    """The bundle's folder."""
+    parity: Parity
+    """How the exported model's answers compare with the trained one's, on every validation image."""
+
+
+def export(target: str | Path, **options: Any) -> Export:
+    """Export a model and prove it on real images; beyond the tolerance nothing is left.
+
+    Args:
+        target: a run, or a checkpoint together with ``data``.
+        options: the other fields of `vitrail.config.ExportConfig`, as the flags of ``vitrail export``.
+
+    Raises:
+        ParityError: if the exported model does not answer like the trained one.
+        ConfigError: for an option or value that is not allowed.
+        DataError: if the images cannot be used.
+        CheckpointError: if the weights cannot be used.
+    """
+    return _export(from_options(ExportConfig, {"target": str(target), **options}))
+
+
+def run(config: ExportConfig) -> int:
+    """Serve the command line."""
+    exported = _export(config)
+    path = display_name(exported.path)
+    Console(highlight=False).print(
+        f"{exported.parity.summary()}\nbundle   {path}\nCheck it where it will run:  vitrail check {path}", markup=False
+    )
+    return 0
+
+
+def _export(config: ExportConfig) -> Export:
+    target = open_target(config.target, device="cpu")
+    if target.checkpoint is None:
+        raise ConfigError(f"{config.target} is a bundle already. Name the run it was exported from.")
+    predictor = target.predictor
+    dataset = target.dataset() if config.data is None else open_evaluation_set(config.data, predictor.classes)
+    split = choose_split(dataset, None, preferred=("val", "test"))
+    folder = free_path(Path(config.out) / "export" / (config.name or target.name))
+    parity = export_bundle(
+        target.checkpoint.model,
+        folder,
+        classes=predictor.classes,
+        preprocess=predictor.preprocess,
+        batches=_batches(split, predictor.preprocess),
+        calibration=target.calibration.to_dict() if target.calibration else None,
+        tolerance=Tolerance(logits=config.tolerance),
+        source=target.name,
+    )
+    return Export(path=folder, parity=parity)
+
+
+def _batches(split: Split, preprocess: Preprocess) -> Iterator[ProofBatch]:
+    for batch in EvalLoader(split, preprocess, _BATCH_SIZE, cache="off"):
+        yield batch.pixels, batch.labels, [display_name(split.paths[index]) for index in batch.indices.tolist()]

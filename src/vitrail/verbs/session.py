@@ -1,0 +1,233 @@
+"""A training in progress: everything it needs, assembled from a configuration or from an interrupted run."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import nn
+
+from vitrail.config import Preprocess, TrainConfig
+from vitrail.data import Dataset, EvalLoader, TrainLoader, open_dataset, open_manifest
+from vitrail.errors import ConfigError
+from vitrail.evaluation.metrics import classification_metrics
+from vitrail.evaluation.predict import TorchPredictor, collect
+from vitrail.models import Model
+from vitrail.models.checkpoint import load_pretrained, save_checkpoint
+from vitrail.optim import create_optimizer
+from vitrail.runtime.compile import compile_model
+from vitrail.runtime.device import describe_machine, resolve_device
+from vitrail.runtime.files import write_json
+from vitrail.runtime.memory import keep_freed_memory
+from vitrail.runtime.precision import Precision, choose_precision
+from vitrail.tasks import Classification
+from vitrail.training import (
+    Ema,
+    EpochMetrics,
+    MetricsLog,
+    Run,
+    StepReport,
+    TrainPlan,
+    TrainProgress,
+    TrainState,
+    decay_for,
+    graceful_interrupt,
+    steps,
+)
+from vitrail.verbs import plan
+
+EVAL_BATCH_SIZE: Final = 64
+
+# A state is saved after an epoch when the last save is this old: short epochs do not spend their time on the disk,
+# and a killed process loses no more than this and one epoch.
+_SAVE_EVERY_S: Final = 30.0
+
+
+@dataclass
+class Session:
+    """A training between its start and its end; its configuration has nothing left to decide."""
+
+    run: Run
+    config: TrainConfig
+    dataset: Dataset
+    preprocess: Preprocess
+    device: torch.device
+    precision: Precision
+    state: TrainState
+    notes: list[str]
+    """What was chosen for the user, a sentence each."""
+
+    @property
+    def kept_model(self) -> nn.Module:
+        """The weights that are evaluated and kept: the moving average where there is one."""
+        return self.state.model if self.state.ema is None else self.state.ema.module
+
+    def fit(self, progress: TrainProgress) -> bool:
+        """Train to the end, or until somebody interrupts; return whether it was interrupted."""
+        config, state = self.config, self.state
+        loader = TrainLoader(
+            self.dataset.splits["train"],
+            self.preprocess,
+            plan.choose_policy(config, self.dataset),
+            config.batch_size or 1,
+            seed=config.seed,
+            device=self.device,
+            workers=config.workers,
+            cache=config.cache,
+        )
+        validation = EvalLoader(self.dataset.splits["val"], self.preprocess, EVAL_BATCH_SIZE, workers=config.workers)
+        forward, note = compile_model(state.model, config.compile, self.device, config.time_budget_s)
+        progress.say(note)
+        log = MetricsLog(self.run.metrics_path, resume_epoch=state.epoch)
+        task = Classification(len(self.dataset.classes), config.label_smoothing)
+        saved_at = time.monotonic()
+        with graceful_interrupt() as stop:
+            for report in steps(state, task, loader, _train_plan(config), self.precision, forward=forward, stop=stop):
+                progress.step(report)
+                if not (report.epoch_end or report.last):
+                    continue
+                if not stop.requested:
+                    self._validate(report, validation, log, progress)
+                if report.last or stop.requested or time.monotonic() - saved_at > _SAVE_EVERY_S:
+                    state.save(self.run.state_path)
+                    saved_at = time.monotonic()
+                if config.patience is not None and state.epochs_without_improvement >= config.patience:
+                    progress.say(f"No better validation accuracy in {config.patience} epochs: stopped early.")
+                    state.save(self.run.state_path)
+                    break
+        return stop.requested
+
+    def _validate(self, report: StepReport, loader: EvalLoader, log: MetricsLog, progress: TrainProgress) -> None:
+        """Measure on the validation images, leave a row in the log, and keep the weights if they are the best."""
+        classes = self.dataset.classes
+        predictor = TorchPredictor(self.kept_model, classes, self.preprocess, self.device, self.precision)
+        outputs = collect(predictor, loader)
+        metrics = classification_metrics(outputs.logits, outputs.labels, classes)
+        accuracy = metrics.accuracy.value or 0.0
+        row = EpochMetrics(
+            epoch=report.epoch,
+            step=report.step,
+            lr=report.lr,
+            train_loss=report.epoch_loss,
+            train_accuracy=report.epoch_accuracy,
+            val_loss=metrics.log_loss,
+            val_accuracy=accuracy,
+            images_per_s=report.images_per_s,
+            elapsed_s=self.state.elapsed_s,
+        )
+        log.append(row)
+        progress.epoch(row)
+        # Between equal accuracies the smaller loss decides, by a share that no difference in accuracy is as small as.
+        if self.state.record(accuracy - 1e-7 * min(metrics.log_loss, 1e3), report.epoch):
+            assert isinstance(self.kept_model, Model)
+            save_checkpoint(self.run.model_path, self.kept_model, classes=classes, preprocess=self.preprocess)
+
+
+def start(config: TrainConfig) -> Session:
+    """Look at the images, decide what the configuration left open, and make the run's folder.
+
+    Raises:
+        DataError: if the images cannot be used.
+        ConfigError: if a choice does not fit the others.
+        CheckpointError: if the pretrained weights cannot be used.
+    """
+    device = resolve_device(config.device)
+    dataset = open_dataset(config.source, config)
+    torch.manual_seed(config.seed)
+    model, preprocess, config, notes = _build(config, dataset)
+    model.to(device)
+    config = plan.complete(config, dataset, device, _try_step(model, preprocess, device))
+    run = Run.create(config.out, "train", config.name or config.model)
+    run.write_config(config)
+    run.write_labels(dataset.classes)
+    run.write_preprocess(preprocess)
+    dataset.write_manifest(run.manifest_path)
+    write_json(run.environment_path, describe_machine())
+    return _assemble(run, config, dataset, preprocess, model, device, notes)
+
+
+def resume(run: Run) -> Session:
+    """Take up an interrupted run where it was saved, with the configuration it was started with.
+
+    Raises:
+        DataError: if the run's files or images are no longer there.
+        CheckpointError: if its saved state is missing or damaged.
+    """
+    config = run.read_config(TrainConfig)
+    device = resolve_device(config.device)
+    dataset = open_manifest(run.manifest_path, config.source)
+    preprocess = run.read_preprocess()
+    model = plan.build_model(config, preprocess.image_size, len(dataset.classes)).to(device)
+    session = _assemble(run, config, dataset, preprocess, model, device, [])
+    session.state.load(run.state_path)
+    return session
+
+
+def _build(config: TrainConfig, dataset: Dataset) -> tuple[Model, Preprocess, TrainConfig, list[str]]:
+    """Create the model, with its pretrained weights, and say how images are prepared for it."""
+    size = config.image_size or plan.choose_image_size(dataset)
+    name = plan.choose_model(size) if config.model == "auto" else config.model
+    config = replace(config, model=name, image_size=size)
+    preprocess = Preprocess(image_size=(size, size), resize=config.resize)
+    model = plan.build_model(config, preprocess.image_size, len(dataset.classes))
+    if config.pretrained is None:
+        return model, preprocess, config, []
+    loaded = load_pretrained(model, config.pretrained, classes=dataset.classes)
+    if loaded.preprocess is not None:
+        preprocess = replace(loaded.preprocess, image_size=(size, size), resize=config.resize)
+    return model, preprocess, config, [loaded.summary()]
+
+
+def _assemble(
+    run: Run,
+    config: TrainConfig,
+    dataset: Dataset,
+    preprocess: Preprocess,
+    model: Model,
+    device: torch.device,
+    notes: list[str],
+) -> Session:
+    if "val" not in dataset.splits or "train" not in dataset.splits:
+        raise ConfigError(f"{config.source} has no images to train and to validate on.")
+    keep_freed_memory()
+    precision = choose_precision(config.precision, device)
+    assert config.lr is not None, "the configuration is complete"
+    assert config.batch_size is not None, "the configuration is complete"
+    assert config.weight_decay is not None, "the configuration is complete"
+    optimizer = create_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
+    num_batches = max(1, len(dataset.splits["train"]) // config.batch_size)
+    ema = Ema(model, decay_for(_train_plan(config).total_steps(num_batches))) if config.ema else None
+    state = TrainState(model=model, optimizer=optimizer, ema=ema)
+    return Session(
+        run=run,
+        config=config,
+        dataset=dataset,
+        preprocess=preprocess,
+        device=device,
+        precision=precision,
+        state=state,
+        notes=[*notes, precision.note],
+    )
+
+
+def _train_plan(config: TrainConfig) -> TrainPlan:
+    return TrainPlan(
+        epochs=config.epochs,
+        time_budget_s=config.time_budget_s,
+        warmup=config.warmup,
+        accumulate=config.accumulate,
+        grad_clip=config.grad_clip,
+    )
+
+
+def _try_step(model: Model, preprocess: Preprocess, device: torch.device) -> Callable[[int], None]:
+    """Return a function that does what a training step keeps in memory, for a number of images, and forgets it."""
+
+    def try_step(num_images: int) -> None:
+        images = torch.zeros(num_images, 3, *preprocess.image_size, device=device)
+        model.train()
+        model(images).sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    return try_step

@@ -1,0 +1,86 @@
+"""What a verb is pointed at: a run, a bundle or a checkpoint, each made into something that answers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vitrail.config import TrainConfig
+from vitrail.data import Dataset, open_manifest
+from vitrail.errors import CheckpointError, ConfigError
+from vitrail.evaluation.calibration import Calibration
+from vitrail.evaluation.predict import Predictor, TorchPredictor
+from vitrail.models.checkpoint import Checkpoint, load_checkpoint
+from vitrail.runtime.device import resolve_device
+from vitrail.runtime.precision import choose_precision
+from vitrail.shipping.predictor import OnnxPredictor, is_bundle
+from vitrail.training import Run, is_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Something that answers, and where it comes from."""
+
+    name: str
+    kind: Literal["run", "bundle", "checkpoint"]
+    predictor: Predictor
+    calibration: Calibration | None
+    checkpoint: Checkpoint | None
+    """The PyTorch model; None for a bundle."""
+    run: Run | None
+    """Whose images and configuration are known; None for all but a run."""
+
+    def dataset(self) -> Dataset:
+        """Return the images that the run was trained on, in the same splits.
+
+        Raises:
+            ConfigError: if the target is no run, so that nobody knows its images.
+            DataError: if the images are no longer there.
+        """
+        if self.run is None:
+            raise ConfigError(f"{self.name} is a {self.kind} and does not know its images. Name a folder with --data.")
+        return open_manifest(self.run.manifest_path, self.run.read_config(TrainConfig).source)
+
+
+def open_target(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> Target:
+    """Open a run, a bundle, or a checkpoint that vitrail wrote.
+
+    Args:
+        path: the folder or the .safetensors file.
+        device: where a PyTorch model computes; a bundle computes on the CPU.
+        precision: numbers of a PyTorch model's matrix products.
+
+    Raises:
+        CheckpointError: if the weights are missing, damaged or not ours.
+        BundleError: if a bundle is incomplete.
+        ConfigError: if the device is not there.
+    """
+    path = Path(path)
+    if is_bundle(path):
+        bundled = OnnxPredictor(path)
+        known = "reject_threshold" in bundled.calibration
+        return Target(
+            name=path.resolve().name,
+            kind="bundle",
+            predictor=bundled,
+            calibration=Calibration.from_dict(bundled.calibration) if known else None,
+            checkpoint=None,
+            run=None,
+        )
+    run = Run(path) if is_run(path) else None
+    if run is not None and not run.model_path.exists():
+        raise CheckpointError(f"{path} has no trained model yet. Finish it with `vitrail train {path} --resume`.")
+    checkpoint = load_checkpoint(run.model_path if run else path)
+    if checkpoint.classes is None or checkpoint.preprocess is None:
+        raise CheckpointError(f"{path} does not tell its classes or its preprocessing, so its answers have no names.")
+    where = resolve_device(device)
+    predictor = TorchPredictor(
+        checkpoint.model.to(where), checkpoint.classes, checkpoint.preprocess, where, choose_precision(precision, where)
+    )
+    return Target(
+        name=path.stem if run is None else path.resolve().name,
+        kind="checkpoint" if run is None else "run",
+        predictor=predictor,
+        calibration=Calibration.from_dict(checkpoint.calibration) if checkpoint.calibration else None,
+        checkpoint=checkpoint,
+        run=run,
+    )

@@ -1,0 +1,182 @@
+"""Batches: whole, in order, the same whatever the workers, and ended cleanly."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitrail.config import DataConfig, Preprocess
+from vitrail.data import AugmentPolicy, Batch, EvalLoader, Split, TrainLoader, augment_policy, load_pixels, open_dataset
+from vitrail.data.cache import make_cache
+from vitrail.data.ordered import ordered_map
+from vitrail.errors import DataError
+
+PREPROCESS = Preprocess(image_size=(16, 24), crop_fraction=0.9)
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    rng = np.random.default_rng(0)
+    for number in range(50):
+        path = tmp_path / "ab"[number % 2] / f"{number:02d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        size = (int(rng.integers(20, 90)), int(rng.integers(20, 90)))
+        Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8)).resize(size).save(path)
+    return open_dataset(tmp_path, DataConfig()).splits["train"]
+
+
+def train_loader(split: Split, policy: str | AugmentPolicy = "strong", **options: object) -> TrainLoader:
+    augment = augment_policy(policy) if isinstance(policy, str) else policy
+    return TrainLoader(split, PREPROCESS, augment, 8, **{"seed": 0, "workers": 1, "cache": "off"} | options)
+
+
+def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second) > 0
+    for one, other in zip(first, second, strict=True):
+        assert np.array_equal(one.indices, other.indices)
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.targets, other.targets)
+
+
+def test_an_epoch_gives_each_image_at_most_once_in_whole_batches(split: Split) -> None:
+    loader = train_loader(split)
+    batches = list(loader.epoch(0))
+    assert len(batches) == len(loader) == len(split) // 8
+    indices = np.concatenate([batch.indices for batch in batches])
+    assert len(set(indices.tolist())) == len(indices) == 8 * len(loader)
+    for batch in batches:
+        assert batch.images.shape == (8, 3, 16, 24)
+        assert batch.images.dtype == torch.float32
+        assert batch.targets.shape == (8, 2)
+        assert batch.labels.tolist() == split.labels[batch.indices].tolist()
+
+
+def test_a_split_smaller_than_a_batch_is_one_batch(split: Split) -> None:
+    loader = TrainLoader(split, PREPROCESS, augment_policy("none"), 1000, seed=0)
+    (batch,) = loader.epoch(0)
+    assert len(batch.labels) == len(split)
+
+
+@pytest.mark.parametrize("cache", ["off", "on"])
+@pytest.mark.parametrize("policy", ["none", "light", "strong"])
+def test_batches_do_not_depend_on_workers_or_on_where_an_epoch_is_begun(split: Split, policy: str, cache: str) -> None:
+    expected = list(train_loader(split, policy, cache=cache).epoch(3))
+    loader = train_loader(split, policy, cache=cache, workers=3)
+    assert_same(expected, list(loader.epoch(3)))
+    assert_same(expected, list(loader.epoch(3)))  # from the cache, where there is one
+    assert_same(expected[2:], list(train_loader(split, policy, cache=cache).epoch(3, start_batch=2)))
+    other = next(train_loader(split, policy, cache=cache).epoch(4))
+    assert not np.array_equal(other.indices, expected[0].indices)
+
+
+def test_without_augmentation_images_are_prepared_as_in_evaluation(split: Split) -> None:
+    evaluated = {
+        int(index): image
+        for batch in EvalLoader(split, PREPROCESS, 7)
+        for index, image in zip(batch.indices, batch.images, strict=True)
+    }
+    assert sorted(evaluated) == list(range(len(split)))
+    for cache in ("off", "on"):
+        for batch in train_loader(split, "none", cache=cache).epoch(0):
+            for index, image in zip(batch.indices, batch.images, strict=True):
+                assert torch.equal(image, evaluated[int(index)])
+
+
+def test_evaluation_shows_the_very_pixels_an_exported_model_is_fed(split: Split) -> None:
+    loader = EvalLoader(split, PREPROCESS, 16)
+    root = split.pictures.root  # type: ignore[attr-defined]
+    for _ in range(2):  # the second time from the cache
+        batches = list(loader)
+        assert [len(batch.labels) for batch in batches] == [16, 16, 4]
+        for batch in batches:
+            for index, pixels in zip(batch.indices, batch.pixels, strict=True):
+                assert np.array_equal(pixels, load_pixels(root / split.paths[index], PREPROCESS))
+
+
+def test_flipping_mirrors_and_solarising_inverts_the_bright(split: Split) -> None:
+    crop = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
+    plain = next(train_loader(split, AugmentPolicy(**crop)).epoch(0)).images
+    flipped = next(train_loader(split, AugmentPolicy(**crop, flip_rate=1.0)).epoch(0)).images
+    assert torch.equal(flipped, plain.flip(3))
+    three = train_loader(split, AugmentPolicy(**crop, three_augment=True))
+    plain, seen = {}, 0
+    for batch in train_loader(split, AugmentPolicy(**crop)).epoch(0):
+        plain |= dict(zip(batch.indices.tolist(), batch.images, strict=True))
+    for batch in three.epoch(0):
+        for index, image in zip(batch.indices.tolist(), batch.images, strict=True):
+            bytes_before = (plain[index] * 127.5 + 127.5).round()
+            inverted = torch.where(bytes_before >= 128, 255 - bytes_before, bytes_before)
+            seen += torch.allclose((image * 127.5 + 127.5).round(), inverted)
+    assert 4 < seen < 25  # a third of 32
+
+
+def test_a_file_that_breaks_in_the_middle_of_training_is_named(split: Split) -> None:
+    loader = train_loader(split, workers=2)
+    last = next(reversed(list(loader.epoch(0)))).indices[0]
+    path = split.pictures.root / split.paths[last]  # type: ignore[attr-defined]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match=path.name):
+        list(loader.epoch(0))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vitrail-data")]
+
+
+@pytest.mark.parametrize("cache", ["off", "on"])
+def test_a_file_that_is_exchanged_for_another_is_noticed(split: Split, cache: str) -> None:
+    path = split.pictures.root / split.paths[0]  # type: ignore[attr-defined]
+    Image.new("RGB", (300, 20)).save(path)
+    with pytest.raises(DataError, match=f"{path.name} has changed"):
+        list(TrainLoader(split, PREPROCESS, augment_policy("light"), len(split), seed=0, cache=cache).epoch(0))
+
+
+def test_stopping_early_ends_the_threads_and_changes_no_setting_of_the_caller(split: Split) -> None:
+    before = torch.get_num_threads()
+    batches = train_loader(split, workers=3).epoch(0)
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vitrail-data")]
+    assert torch.get_num_threads() == before
+
+
+def test_the_time_spent_waiting_is_told(split: Split) -> None:
+    loader = train_loader(split)
+    list(loader.epoch(0))
+    assert loader.wait_s > 0
+
+
+def test_work_ahead_is_bounded_and_results_keep_their_order() -> None:
+    begun: list[int] = []
+    results = ordered_map(lambda item: begun.append(item) or item * item, range(100), workers=3, ahead=4)
+    assert next(results) == 0
+    assert len(begun) <= 8
+    assert list(results) == [item * item for item in range(1, 100)]
+
+
+def test_closing_early_begins_no_further_work() -> None:
+    begun: list[int] = []
+    go_on = threading.Event()
+
+    def work(item: int) -> int:
+        begun.append(item)
+        return item if item == 0 else int(go_on.wait(10))
+
+    results = ordered_map(work, range(100), workers=1, ahead=9)
+    assert next(results) == 0
+    threading.Timer(0.1, go_on.set).start()
+    results.close()  # type: ignore[attr-defined]
+    assert len(begun) <= 2
+
+
+def test_the_cache_is_refused_or_left_out_where_memory_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = np.full((10, 2), 100)  # 300 kB
+    monkeypatch.setattr("vitrail.data.cache.available_memory_bytes", lambda: 1_000_000)
+    load = lambda index: np.full((100, 100, 3), index, np.uint8)  # noqa: E731
+    assert make_cache("auto", sizes, load) is None
+    assert make_cache("off", sizes, load) is None
+    cache = make_cache("on", sizes, load)
+    assert cache is not None
+    assert (cache.read(7) == 7).all()
+    with pytest.raises(DataError, match="cache auto or off"):
+        make_cache("on", np.full((40, 2), 100), load)
