@@ -24,6 +24,7 @@ VARIANTS = {
     "local": {"local": True},
     "literal local in chosen blocks": {"local": "literal", "local_blocks": (3,)},
     "fusion": {"fusion": True},
+    "pyramid": {"fusion": "pyramid"},
     "local and fusion": {"local": True, "fusion": True, "fusion_blocks": (0, 3), "pool": "mean"},
 }
 
@@ -169,7 +170,8 @@ def test_every_variant_runs_at_its_size_and_others_and_names_its_intermediates(v
         assert list(features) == ["embed", *blocks, "tokens", *fused, "pooled"]
         assert all(features[name].shape == (2, num_tokens, 32) for name in ("embed", *blocks, "tokens"))
         assert features["pooled"].shape == (2, variant.num_features)
-        assert all(features[name].shape == (2, 32, height // 8, width // 8) for name in fused)
+        stride = 4 if variant.options.fusion == "pyramid" else 8
+        assert all(features[name].shape == (2, 32, height // stride, width // stride) for name in fused)
         assert variant.forward_head(features["pooled"]).shape == (2, 5)
         assert all(value.isfinite().all() for value in features.values())
 
@@ -215,7 +217,7 @@ def test_other_sizes_use_the_resampled_positions():
 def test_local_and_fusion_added_to_trained_weights_change_nothing():
     plain = scramble(small_vit())
     images = torch.randn(2, 3, 32, 32)
-    for options in ({"local": True}, {"fusion": True}, {"local": True, "fusion": True}):
+    for options in ({"local": True}, {"fusion": True}, {"fusion": "pyramid"}, {"local": True, "fusion": True}):
         model = small_vit(**options)
         missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
         assert unexpected == []
@@ -345,6 +347,15 @@ def test_size_at_the_end_of_a_name_is_the_image_size_unless_one_is_given():
         assert create_model("vit_tiny_patch16_384").spec.name == "vit_tiny_patch16"
 
 
+def test_the_pyramid_fuses_three_resolutions_on_twice_the_grid():
+    model = create_model("vit_micro_patch8", image_size=(32, 48), num_classes=3, fusion="pyramid").eval()
+    seen = []
+    model.fusion.fuse.register_forward_pre_hook(lambda _, inputs: seen.append([each.shape[1:] for each in inputs[0]]))
+    fused = model.forward_features(torch.randn(2, 3, 32, 48))["fused"]
+    assert fused.shape == (2, 128, 8, 12)
+    assert seen[0] == [(128, 4, 6)] * 4 + [(32, 8, 12), (32, 4, 6), (32, 2, 3)]
+
+
 def test_list_models_takes_a_pattern():
     assert len(list_models()) == len(MODELS) == 21
     assert list_models("vit_large_*14") == ["vit_large_patch14"]
@@ -364,6 +375,7 @@ def test_a_misspelt_name_gets_the_nearest_one(name):
         ({"pool": "men"}, "pool is 'men'; it takes 'token', 'mean', 'attention'. Did you mean 'mean'"),
         ({"position": "sincoss"}, "Did you mean 'sincos'"),
         ({"local": "adaptve"}, "Did you mean 'adaptive'"),
+        ({"fusion": "pyramd"}, "Did you mean 'pyramid'"),
         ({"class_token": False}, 'pool "token" needs a class token'),
         ({"image_size": 30}, "30 x 30 pixels is not a whole number of patches of 8 x 8"),
         ({"image_size": (8, 8, 8)}, "image_size"),

@@ -178,6 +178,12 @@ class SimpleFeaturePyramid(nn.Module):
         norm_layer = nn.BatchNorm2d if norm == "batch" else ChannelNorm
         self.levels = nn.ModuleList(_pyramid_level(dim, out_dim, scale, norm_layer) for scale in scales)
 
+    def reset_parameters(self) -> None:
+        """Draw all convolutions as PyTorch does, norms start as the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.LayerNorm | nn.BatchNorm2d):
+                module.reset_parameters()
+
     def forward(self, source: Tensor) -> list[Tensor]:
         """Turn a map (B, dim, H, W) into one map (B, out_dim, scale * H, scale * W) per scale; odd sides round down.
 

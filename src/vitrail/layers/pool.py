@@ -10,7 +10,9 @@ from vitrail.errors import ConfigError
 from vitrail.layers.attention import NORM_EPS, attend, merge_heads, split_heads
 from vitrail.layers.block import Mlp
 from vitrail.layers.embed import Grid
-from vitrail.layers.fusion import MultiScaleFusion
+from vitrail.layers.fusion import MultiScaleFusion, SimpleFeaturePyramid
+
+_PYRAMID_SCALES = (2, 1, 0.5)
 
 
 def pool_token(x: Tensor) -> Tensor:
@@ -69,28 +71,44 @@ class DepthFusion(nn.Module):
     fused map, projected, is added to the pooled features. The projection starts at zero, so a pretrained ViT with this
     module added computes exactly what it did before.
 
+    With ``pyramid`` the last depth comes in several resolutions too: a `SimpleFeaturePyramid` of a quarter of the width
+    adds it at twice, once and half the grid, and the fused map has twice the grid. It serves dense prediction; for one
+    label per image it costs about as much as a block of the ViT.
+
     Args:
-        dim: width of a token.
+        dim: width of a token; with ``pyramid`` a multiple of 4.
         num_levels: number of depths.
+        pyramid: whether the last depth comes in several resolutions.
     """
 
-    def __init__(self, dim: int, num_levels: int) -> None:
+    def __init__(self, dim: int, num_levels: int, *, pyramid: bool = False) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=NORM_EPS) for _ in range(num_levels))
-        self.fuse = MultiScaleFusion([dim] * num_levels, dim)
+        self.pyramid = SimpleFeaturePyramid(dim, dim // 4, scales=_PYRAMID_SCALES) if pyramid else None
+        narrow = [dim // 4] * len(_PYRAMID_SCALES) if pyramid else []
+        self.fuse = MultiScaleFusion([dim] * num_levels + narrow, dim)
         self.proj = nn.Linear(dim, dim)
 
     def reset_parameters(self) -> None:
         """Make the fused map the mean of the normalised levels, and its part in the features nothing."""
         self.fuse.reset_parameters()
+        if self.pyramid is not None:
+            self.pyramid.reset_parameters()
         nn.init.zeros_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
 
     def forward(self, levels: list[Tensor], grid: Grid, num_prefix: int) -> tuple[Tensor, Tensor]:
-        """Map tokens (B, N, D) of each depth to the fused map (B, D, rows, columns) and what is added, (B, D)."""
+        """Map tokens (B, N, D) of each depth to the fused map (B, D, rows, columns) and what is added, (B, D).
+
+        With a pyramid, rows and columns of the fused map are twice those of the grid.
+        """
         maps = [
             torch.unflatten(norm(tokens[:, num_prefix:]).transpose(1, 2), 2, grid)
             for norm, tokens in zip(self.norms, levels, strict=True)
         ]
-        fused = self.fuse(maps, grid)
+        size = grid
+        if self.pyramid is not None:
+            maps += self.pyramid(maps[-1])
+            size = (2 * grid[0], 2 * grid[1])
+        fused = self.fuse(maps, size)
         return fused, self.proj(fused.flatten(2).mean(dim=2))

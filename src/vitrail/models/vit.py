@@ -26,6 +26,7 @@ from vitrail.models.contract import Model
 
 Pool = Literal["token", "mean", "attention"]
 Position = Literal["learned", "sincos", "rotary", "none"]
+FusionMaps = Literal["depths", "pyramid"]
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,17 @@ class VitOptions:
     local_blocks: tuple[int, ...] | None = None
     """Blocks that have it. Default: the first half, where a ViT attends to neighbours if it has data enough to learn
     to, and does not if it has not (arXiv 2108.08810, section 4); later blocks attend globally anyway."""
-    fusion: bool = False
-    """Add what several depths know, fused position by position, to the pooled features."""
+    fusion: bool | FusionMaps = False
+    """Add what several depths know, fused position by position, to the pooled features; True is "depths". "pyramid"
+    fuses at twice the grid, with the last depth in three resolutions, for dense prediction."""
     fusion_blocks: tuple[int, ...] | None = None
     """Blocks whose tokens are fused. Default: four, evenly spaced, the last one among them."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, and options that exclude each other."""
-        local_forms = (False, True, *get_args(LocalForm))
-        for name, allowed in (("pool", get_args(Pool)), ("position", get_args(Position)), ("local", local_forms)):
+        choices = {"pool": Pool, "position": Position, "local": LocalForm, "fusion": FusionMaps}
+        for name, choice in choices.items():
+            allowed = (*((False, True) if name in {"local", "fusion"} else ()), *get_args(choice))
             if (value := getattr(self, name)) not in allowed:
                 hint = did_you_mean(str(value), map(str, allowed))
                 raise ConfigError(f"{name} is {value!r}; it takes {', '.join(map(repr, allowed))}.{hint}")
@@ -151,7 +154,9 @@ class VisionTransformer(Model):
         self.norm = nn.Identity() if mean else nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn_pool = AttentionPool(dim, shape.heads, shape.mlp_ratio) if options.pool == "attention" else None
         self.fc_norm = nn.LayerNorm(dim, eps=NORM_EPS) if mean else nn.Identity()
-        self.fusion = DepthFusion(dim, len(self.fusion_blocks)) if options.fusion else None
+        self.fusion = (
+            DepthFusion(dim, len(self.fusion_blocks), pyramid=options.fusion == "pyramid") if options.fusion else None
+        )
         self.head: nn.Module = nn.Linear(dim, options.num_classes) if options.num_classes else nn.Identity()
         stride = self.patch_embed.patch_size
         self.feature_info = [{"name": f"block{i}", "channels": dim, "stride": stride} for i in range(depth)]

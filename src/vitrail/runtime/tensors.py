@@ -1,6 +1,7 @@
 """Named tensors in one safetensors file, whole or not at all."""
 
 import errno
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             save_file(_independent(tensors), temporary, metadata=dict(metadata))
         except SafetensorError as error:
             raise _as_os_error(error) from error
+        # safetensors gives its files to their owner alone; others get what they get of any new file.
+        temporary.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
