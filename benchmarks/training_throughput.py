@@ -80,6 +80,9 @@ def _timm():
 
 
 def _transformers():
+    from peers import make_torchvision_importable
+
+    make_torchvision_importable()  # transformers imports torchvision where it is installed
     import transformers
 
     return transformers.ViTForImageClassification(

@@ -26,7 +26,8 @@ def calibrated():
 def test_a_known_temperature_is_found_again(calibrated, temperature):
     logits, labels = calibrated
     found = calibrate(logits * temperature, labels).temperature
-    assert found == pytest.approx(temperature, rel=0.03)  # measured worst: 0.9 %; one standard error is 0.8 %
+    # Measured: 0.2 %. Over 30 seeds of the labels the standard deviation is 0.7 %.
+    assert found == pytest.approx(temperature, rel=0.03)
 
 
 def test_the_temperature_is_the_optimum_that_torch_finds():
@@ -64,7 +65,7 @@ def test_scaling_the_logits_scales_the_temperature(calibrated):
 
 def test_a_calibrated_model_has_a_small_calibration_error(calibrated):
     logits, labels = calibrated
-    assert calibration_error(reliability(probabilities(logits), labels)) < 0.018  # nine seeds: 0.005 to 0.014
+    assert calibration_error(reliability(probabilities(logits), labels)) < 0.018  # nine seeds: 0.006 to 0.014
     assert calibration_error(reliability(probabilities(4 * logits), labels)) > 0.1
 
 

@@ -64,7 +64,7 @@ def test_bf16_is_used_where_it_is_asked_for_and_answers_are_float32(pixels):
     exact = TorchPredictor(model, ("r", "g", "b"), PREPROCESS).logits(pixels)
     rounded = TorchPredictor(model, ("r", "g", "b"), PREPROCESS, precision=precision).logits(pixels)
     assert rounded.dtype == np.float32
-    assert 0 < np.abs(rounded - exact).max() < 0.05  # measured: 0.006
+    assert 0 < np.abs(rounded - exact).max() < 0.05  # measured: 0.002 to 0.007 over 50 draws of the weights
 
 
 def test_collect_keeps_the_order_and_the_last_small_batch(pixels):

@@ -168,7 +168,7 @@ def test_many_classes_with_long_names_stay_below_the_size_limit(num_classes):
     picture = np.random.default_rng(0).integers(256, size=(160, 160, 3), dtype=np.uint8)
     case = ErrorCase(picture=picture, name="x", true="a", predicted="b", probability=0.9, true_probability=0.1)
     text = render(RunReport(title="t", model="m", split="val", metrics=metrics, errors=(case,) * 40))
-    assert len(text.encode()) < 1.5e6  # measured: 1.36 MB, noise being the worst case for JPEG
+    assert len(text.encode()) < 1.5e6  # measured: 1.375 MB, noise being the worst case for JPEG
     assert ('class="matrix"' in text) == (num_classes == 100)
     assert Page(text).tags.count("img") == 24
 

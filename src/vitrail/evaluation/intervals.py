@@ -1,8 +1,8 @@
 """Numbers that say how sure they are: 95 % intervals for proportions and for the scores made of them.
 
 Everything here is in closed form, so the same counts always give the same interval. The bootstrap is avoided on
-purpose: with no error among the images it answers [1, 1], which is wrong by as much as the test set is small (measured
-in `tests/evaluation/test_intervals.py`).
+purpose: with no error among the images it answers [1, 1], however few they are (`tests/evaluation/test_intervals.py`
+shows it).
 
 Axes: C classes; a confusion matrix has the true class in its rows and the predicted one in its columns.
 """
