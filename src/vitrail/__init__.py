@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vitrail.version import __version__
 
 if TYPE_CHECKING:
-    from vitrail.config import Preprocess
+    from vitrail.config import DataConfig, Preprocess
     from vitrail.data import open_dataset
     from vitrail.errors import VitrailError
     from vitrail.models import create_model, list_models
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vitrail.verbs.train import train
 
 _HOME: Final = {
+    "DataConfig": "vitrail.config",
     "Preprocess": "vitrail.config",
     "VitrailError": "vitrail.errors",
     "admit": "vitrail.verbs.admit",
@@ -41,6 +42,7 @@ _HOME: Final = {
 }
 
 __all__ = [
+    "DataConfig",
     "Preprocess",
     "VitrailError",
     "__version__",

@@ -9,7 +9,9 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from vitrail import config
@@ -50,18 +52,11 @@ VERBS: Final = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in {"-h", "--help", "help"}:
-        sys.stdout.write(_usage())
-        return 0 if words else ConfigError.exit_code
-    if words[0] in {"-V", "--version"}:
-        sys.stdout.write(f"vitrail {__version__}\n")
-        return 0
-    # Pillow warns about odd metadata of files that it reads all the same.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
+    if sys.stdout is None:  # closed by the caller, as ``>&-`` in a shell does
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - stays open to the end
     try:
-        verb = lookup(VERBS, words[0], "verb")
-        knobs = _parse(words[0], verb, words[1:])
-        return int(importlib.import_module(verb.module).run(knobs))
+        code = _run(words)
+        sys.stdout.flush()  # while somebody listens: at the interpreter's end an error is a page of text
     except VitrailError as error:
         if isinstance(error, UnknownNameError) and words[0] not in VERBS:
             sys.stderr.write(_usage())
@@ -71,8 +66,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("vitrail: interrupted.\n")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as `vitrail models | head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:  # the system's own, such as a name that is too long, or output to a full disk
+        sys.stderr.write(f"vitrail: {error.strerror or error}: {error.filename or 'the output'}.\n")
+        if error.filename is None:
+            _drop_output()
+        return VitrailError.exit_code
+    return code
+
+
+def _run(words: Sequence[str]) -> int:
+    if not words or words[0] in {"-h", "--help", "help"}:
+        sys.stdout.write(_usage())
+        return 0 if words else ConfigError.exit_code
+    if words[0] in {"-V", "--version"}:
+        sys.stdout.write(f"vitrail {__version__}\n")
+        return 0
+    # Pillow warns about odd metadata of files that it reads all the same.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    verb = lookup(VERBS, words[0], "verb")
+    knobs = _parse(words[0], verb, words[1:])
+    return int(importlib.import_module(verb.module).run(knobs))
+
+
+def _drop_output() -> None:
+    """Send what is still to be written nowhere, so that the interpreter's end does not try it again."""
+    with suppress(OSError, ValueError):  # an output that is no file has nothing to try
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parse(name: str, verb: Verb, words: Sequence[str]) -> Any:

@@ -7,7 +7,9 @@ The same dataclasses make the command line (``vitrail train SOURCE --epochs 10``
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+from pathlib import PurePath
+from types import UnionType
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from vitrail.errors import ConfigError, did_you_mean
 
@@ -16,6 +18,7 @@ Config = TypeVar("Config")
 ResizeMode = Literal["crop", "squash", "pad"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 SplitName = Literal["train", "val", "test"]
+AugmentStrength = Literal["auto", "none", "light", "medium", "strong"]
 
 IMAGE_SIZE_RANGE = (4, 4096)
 
@@ -68,7 +71,7 @@ class Preprocess:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, and how they are divided. Shared by `data`, `train` and `evaluate`."""
+    """How images are divided. Shared by `data` and `train`."""
 
     val_fraction: float = 0.1
     """Share of the images that goes to validation, in (0, 0.5], where the source has no validation folder."""
@@ -105,11 +108,12 @@ class TrainConfig(DataConfig):
 
     # What is trained
     model: str = "auto"
-    """A name of `vitrail models`. "auto": a tiny ViT whose patch size suits the image size."""
+    """A name of `vitrail models`. "auto": that of `pretrained`, else a ViT whose size and patch suit the images."""
     pretrained: str | None = None
     """Start from these weights: a run, a .safetensors file, a folder in Hugging Face's layout or hf-hub:org/name."""
     image_size: int | None = None
-    """Side of the square the model sees, in pixels. Default: what the images have, at most 224."""
+    """Side of the square the model sees, in pixels. Default: the size in the model's name, else what most images have,
+    at most 224."""
     local: bool = False
     """Add adaptive local enhancement to the blocks of a ViT."""
     fusion: bool = False
@@ -120,10 +124,10 @@ class TrainConfig(DataConfig):
     # How images are prepared
     resize: ResizeMode = "crop"
     """How a picture that is not square is made square, in evaluation and prediction."""
-    augment: Literal["auto", "none", "light", "medium", "strong"] = "auto"
+    augment: AugmentStrength = "auto"
     """Strength of the augmentation of training images. "auto": medium, or light for the built-in digits."""
     flip: bool | None = None
-    """Mirror half of the training images. Default: yes, except for the built-in digits."""
+    """Mirror half of the training images. Default: by the strength of `augment`, and never for the built-in digits."""
     mixup: float | None = None
     """Alpha of mixup's Beta distribution; 0 switches it off. Default: by the strength of `augment`."""
     cutmix: float | None = None
@@ -165,7 +169,7 @@ class TrainConfig(DataConfig):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Numbers of the heavy matrix products. "auto": bf16 where the hardware multiplies it natively."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Use torch.compile. "auto": on a GPU when the run is long enough to pay for it."""
+    """Use torch.compile. "auto": on a GPU with a `time_budget` of five minutes or more, which pays for it."""
 
     # Where results go
     out: str = "runs"
@@ -311,16 +315,20 @@ class DemoConfig:
 
 
 def from_options(kind: type[Config], options: dict[str, Any]) -> Config:
-    """Build the dataclass ``kind`` from keyword arguments.
+    """Build the dataclass ``kind`` from keyword arguments; paths become text.
 
     Raises:
-        ConfigError: for an option it does not have, with the nearest one it has.
+        ConfigError: for an option it does not have, with the nearest one it has, or a value of another type.
     """
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for name in options:
+    known = get_type_hints(kind)
+    values = {name: str(value) if isinstance(value, PurePath) else value for name, value in options.items()}
+    for name, value in values.items():
         if name not in known:
             raise ConfigError(f"There is no option {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-    return kind(**options)
+        if not _is_of_type(value, known[name]):
+            wanted = known[name].__name__ if isinstance(known[name], type) else known[name]
+            raise ConfigError(f"{name} is {value!r}, of the type {type(value).__name__}; it takes {wanted}.")
+    return kind(**values)
 
 
 def parse_duration(text: str) -> float:
@@ -334,6 +342,19 @@ def parse_duration(text: str) -> float:
     if seconds <= 0:
         raise ConfigError(f"{text!r} is not a time. Give a number with s, m, h or d, such as 90s, 10m or 2h.")
     return seconds
+
+
+def _is_of_type(value: object, hint: Any) -> bool:
+    """Return whether an option's value may be given where ``hint`` stands; which words it takes is checked later."""
+    if get_origin(hint) in {Union, UnionType}:
+        return any(_is_of_type(value, each) for each in get_args(hint))
+    if get_origin(hint) is Literal:
+        return True
+    if get_origin(hint) is tuple:
+        return isinstance(value, list | tuple)
+    if isinstance(value, bool):  # which Python counts among the integers
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def _check_range(name: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:

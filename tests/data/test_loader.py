@@ -1,5 +1,8 @@
 """Batches: whole, in order, the same whatever the workers, and ended cleanly."""
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -139,6 +142,22 @@ def test_stopping_early_ends_the_threads_and_changes_no_setting_of_the_caller(sp
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("vitrail-data")]
     assert torch.get_num_threads() == before
+
+
+def test_work_in_threads_leaves_the_whole_process_its_own_number_of_threads() -> None:
+    """In a process of its own: the threads must come before anything else has made torch count its own."""
+    code = """
+import threading
+from vitrail.data.ordered import ordered_map
+assert list(ordered_map(lambda item: item, range(9), workers=2, ahead=2)) == list(range(9))
+import torch
+seen = [torch.get_num_threads()]
+thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+thread.start()
+thread.join()
+assert seen == [2, 2], seen
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
 
 
 def test_the_time_spent_waiting_is_told(split: Split) -> None:

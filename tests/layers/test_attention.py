@@ -51,11 +51,19 @@ def test_images_of_a_batch_do_not_mix(layer):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "num_tokens", "num_fused"), [(torch.bfloat16, 12, 0), (torch.bfloat16, 13, 1), (torch.float32, 12, 1)]
+    ("dtype", "onednn_fp32", "num_tokens", "num_fused"),
+    [
+        (torch.bfloat16, False, 12, 0),
+        (torch.bfloat16, False, 13, 1),
+        (torch.float32, False, 12, 1),
+        (torch.float32, True, 12, 0),
+        (torch.float32, True, 13, 1),
+    ],
 )
-def test_short_bfloat16_sequences_alone_are_written_out_and_all_give_the_same(
-    monkeypatch, dtype, num_tokens, num_fused
+def test_short_sequences_through_onednn_alone_are_written_out_and_all_give_the_same(
+    monkeypatch, dtype, onednn_fp32, num_tokens, num_fused
 ):
+    monkeypatch.setattr(attention, "onednn_multiplies_fp32", lambda: onednn_fp32)
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 4, num_tokens, 8, dtype=dtype)
     fused, calls = F.scaled_dot_product_attention, []

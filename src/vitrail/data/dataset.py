@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, get_args
 import numpy as np
 from PIL import Image
 
-from vitrail.config import DataConfig, SplitName
+from vitrail.config import AugmentStrength, DataConfig, SplitName
 from vitrail.data.admission import Progress, admit
 from vitrail.data.images import ImageRefusedError, display_name
 from vitrail.data.records import Record, read_manifest, write_manifest
@@ -27,7 +27,7 @@ class Traits:
 
     flip: bool = True
     """Whether a mirrored picture still shows its class; False for writing."""
-    augment: str = "medium"
+    augment: AugmentStrength = "medium"
     """The policy that "auto" means."""
 
 
@@ -105,7 +105,7 @@ class Dataset:
         write_manifest(path, self.records)
 
 
-def open_dataset(source: str | Path, config: DataConfig, *, progress: Progress | None = None) -> Dataset:
+def open_dataset(source: str | Path, config: DataConfig | None = None, *, progress: Progress | None = None) -> Dataset:
     """Find, check and divide the pictures of a source.
 
     Without split folders all three splits are made; where only ``val`` is missing it is taken from ``train``; a missing
@@ -114,13 +114,14 @@ def open_dataset(source: str | Path, config: DataConfig, *, progress: Progress |
     Args:
         source: a folder with one folder per class, a folder of train, val and test folders of such, or "digits". A
             folder of that name is "./digits".
-        config: shares and seed of the division.
+        config: shares and seed of the division. Default: those of `DataConfig`.
         progress: is told how many files were checked, and of how many.
 
     Raises:
         DataError: if there are no pictures, fewer than two classes, a class that is too small to be divided, or a class
             that only val or test shows.
     """
+    config = config or DataConfig()
     records, pictures, divided, ignored = _read_source(source, progress)
     used = [record for record in records if not record.reason]
     _check_classes(source, records, used)
@@ -184,6 +185,8 @@ def _read_source(
     if str(source) in BUILT_IN:
         digits, pixels = load_digits()
         return digits, pixels, False, {}
+    if not str(source):  # for Python the present folder, for a person a variable that was not set
+        raise DataError('The source is an empty name. Give a folder with a folder of pictures per class, or "digits".')
     root = Path(source)
     listing = list_folder(root)
     return admit(root, listing.records, progress), FolderPictures(root), listing.divided, dict(listing.ignored)

@@ -22,7 +22,7 @@ def find_pictures(names: Sequence[str]) -> list[str]:
 
     A folder is searched through by the rules of a data source: hidden files and files that are no pictures by their
     extension are passed over. A file that is named itself is always taken. A glob (``*``, ``?``, ``[...]``, ``**``) may
-    find both. No file is returned twice.
+    find both. No file is returned twice, however it is named.
 
     Raises:
         DataError: if a name is nothing that exists, or none of them leads to a picture.
@@ -31,7 +31,10 @@ def find_pictures(names: Sequence[str]) -> list[str]:
     if not found:
         shown = ", ".join(display_name(name) for name in names)
         raise DataError(f"There are no pictures in {shown}. Name picture files, or folders that have some.")
-    return list(dict.fromkeys(found))
+    first: dict[str, str] = {}
+    for path in found:
+        first.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - links stay what they are
+    return list(first.values())
 
 
 def load_pictures(paths: Sequence[str], preprocess: Preprocess) -> list[np.ndarray | ImageRefusedError]:
@@ -47,6 +50,8 @@ def load_pictures(paths: Sequence[str], preprocess: Preprocess) -> list[np.ndarr
 
 
 def _find(name: str) -> list[str]:
+    if not name:  # for Python the present folder, for a person a variable that was not set
+        raise DataError("An empty name was given for a picture. Name a file or folder.")
     if Path(name).is_dir():
         return sorted(_search(name))
     if Path(name).exists():

@@ -29,16 +29,20 @@ def ordered_map(
     """
     remaining = iter(items)
     pending: deque[Future[Result]] = deque()
-    # One intra-operation thread each: the setting is the thread's own, as in torch's own pinning thread.
+    # Each worker computes with one thread of torch's. That setting is the worker's own, but it also becomes the one
+    # that threads begin with which have not used torch yet, even the caller if it has not. So it is put back each time.
+    callers = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, "vitrail-data", initializer=torch.set_num_threads, initargs=(1,))
     try:
         pending.extend(pool.submit(function, item) for item in islice(remaining, workers + ahead))
         while pending:
             result = pending.popleft().result()
             pending.extend(pool.submit(function, item) for item in islice(remaining, 1))
+            torch.set_num_threads(callers)
             yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(callers)
 
 
 def default_workers() -> int:

@@ -1,8 +1,9 @@
 """Where pictures come from: folders on disk, or the digits that come with scikit-learn.
 
-A folder is read in one of two layouts. Where it has a folder ``train``, it is divided already: ``train``, ``val`` (or
-``validation``, ``valid``) and ``test`` (or ``testing``), in any case, each with a folder per class. Otherwise every
-folder in it is a class. Below a class folder, pictures may lie in any depth of folders.
+A folder is read in one of two layouts. Where it has a folder ``train``, or nothing but folders called like splits, it
+is divided already: ``train``, ``val`` (or ``validation``, ``valid``) and ``test`` (or ``testing``), in any case, each
+with a folder per class. Otherwise every folder in it is a class. Below a class folder, pictures may lie in any depth of
+folders.
 
 Hidden files and folders, ``__MACOSX`` and files that are no pictures by their extension are ignored and counted. Files
 with the extension of a picture that is not read here (such as .heic) are refused with that reason. A file without an
@@ -101,7 +102,8 @@ def list_folder(root: Path) -> Listing:
     ignored: Counter[str] = Counter()
     folders = _folders(root, ignored)
     named = {name: _SPLIT_FOLDERS[name.casefold()] for name in folders if name.casefold() in _SPLIT_FOLDERS}
-    listing = Listing(divided="train" in named.values(), ignored=ignored)
+    # Folders of which all are called like splits are no classes, even where train is missing.
+    listing = Listing(divided="train" in named.values() or (bool(named) and folders == list(named)), ignored=ignored)
     if listing.divided:
         _check_one_folder_each(root, named)
         if len(folders) > len(named):

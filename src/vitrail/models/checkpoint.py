@@ -185,6 +185,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
+def read_spec(source: str | Path) -> ModelSpec | None:
+    """Return how to build the model of our own file, or None for a file of others, which does not say.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or changed since it was written.
+    """
+    file = find_weights(source)
+    tensors, metadata = read_tensors(file)
+    header = _read_header(metadata, tensors, file)
+    return None if header is None else _build_on_meta(header, file).spec
+
+
 def load_pretrained(model: Model, source: str | Path, *, classes: Sequence[str] | None = None) -> LoadReport:
     """Load weights of the same architecture into a ViT, from our own files, timm's or Hugging Face's.
 

@@ -46,7 +46,8 @@ def write_report(path: Path, report: RunReport) -> Path:
         StorageError: if the files cannot be written.
     """
     path = Path(path)
-    write_text(path, render(report))
+    # Names of files and classes may hold bytes that are not UTF-8, which Python keeps as surrogates.
+    write_text(path, render(report).encode("utf-8", "backslashreplace").decode())
     write_json(path.with_suffix(".json"), report.to_dict())
     return path
 

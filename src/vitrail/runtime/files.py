@@ -25,6 +25,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # the new file would take the place of a device such as /dev/stdout
+            raise StorageError(f"{path} cannot be written: it is there and is no plain file. Give another name.")
         yield temporary
         _flush_to_disk(temporary)
         temporary.replace(path)

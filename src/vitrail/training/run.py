@@ -1,7 +1,9 @@
 """A run: the folder in which a verb leaves all it used and all it found out."""
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -14,6 +16,7 @@ Config = TypeVar("Config")
 
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
+_PREPROCESS = "preprocess.json"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Return the run at ``path``.
+        """Return the run of `train` at ``path``.
 
         Raises:
             DataError: if there is none; the message names the nearest run beside it.
@@ -60,12 +63,23 @@ class Run:
         if is_run(path):
             return cls(path)
         if path.exists():
-            raise DataError(f"{path} is not a run: it has no {_CONFIG} and {_ENVIRONMENT}. Give a folder of `train`.")
+            raise DataError(
+                f"{path} is not a run: it lacks {_CONFIG}, {_ENVIRONMENT} or {_PREPROCESS}. Give a folder of `train`."
+            )
         siblings = (
             sorted(entry.name for entry in path.parent.iterdir() if is_run(entry)) if path.parent.is_dir() else []
         )
         known = f" Runs beside it: {', '.join(siblings[:12])}." if siblings else ""
         raise DataError(f"There is no run {path}.{did_you_mean(path.name, siblings)}{known}")
+
+    @contextmanager
+    def removed_on_error(self) -> Iterator[None]:
+        """Remove the whole folder when the block raises: what could not be begun leaves nothing."""
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     @property
     def config_path(self) -> Path:
@@ -85,7 +99,7 @@ class Run:
     @property
     def preprocess_path(self) -> Path:
         """How pictures are prepared (JSON)."""
-        return self.path / "preprocess.json"
+        return self.path / _PREPROCESS
 
     @property
     def manifest_path(self) -> Path:
@@ -173,11 +187,12 @@ class Run:
 
 
 def is_run(path: str | Path) -> bool:
-    """Return whether ``path`` is the folder of a run.
+    """Return whether ``path`` is the folder of a run of `train`.
 
-    The environment tells it from a checkpoint in Hugging Face's layout, which has a config.json too.
+    The environment tells it from a checkpoint in Hugging Face's layout, which has a config.json too; the preprocessing
+    from the folders of other verbs, which train nothing.
     """
-    return (Path(path) / _CONFIG).is_file() and (Path(path) / _ENVIRONMENT).is_file()
+    return all((Path(path) / name).is_file() for name in (_CONFIG, _ENVIRONMENT, _PREPROCESS))
 
 
 def _read_json(path: Path) -> Any:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vitrail.config import AdmitConfig, from_options
+from vitrail.config import AdmitConfig, DataConfig, from_options
 from vitrail.data import Dataset, display_name, open_dataset
 from vitrail.runtime.device import describe_machine
 from vitrail.runtime.files import write_json
@@ -47,22 +47,29 @@ def run(config: AdmitConfig) -> int:
     console = Console(highlight=False)
     console.print(_table(admission.dataset))
     _print_refused(admission.dataset, console)
-    console.print(f"manifest {display_name(Run(admission.path).manifest_path)}", markup=False)
+    console.print(f"manifest {display_name(Run(admission.path).manifest_path)}", markup=False, soft_wrap=True)
     return 0
 
 
-def _admit(config: AdmitConfig) -> Admission:
+def open_with_progress(source: str, config: DataConfig, *, quiet: bool = False) -> Dataset:
+    """Open a source and show how many of its files are checked; raises what `vitrail.data.open_dataset` raises."""
     columns = (TextColumn("checking images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True, quiet=quiet)
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
-        dataset = open_dataset(
-            config.source, config, progress=lambda done, total: progress.update(task, completed=done, total=total)
+        return open_dataset(
+            source, config, progress=lambda done, total: progress.update(task, completed=done, total=total)
         )
+
+
+def _admit(config: AdmitConfig) -> Admission:
+    dataset = open_with_progress(config.source, config)
     folder = Run.create(config.out, "data", config.name or Path(config.source).resolve().name)
-    folder.write_config(config)
-    folder.write_labels(dataset.classes)
-    write_json(folder.environment_path, describe_machine())
-    dataset.write_manifest(folder.manifest_path)
+    with folder.removed_on_error():
+        folder.write_config(config)
+        folder.write_labels(dataset.classes)
+        write_json(folder.environment_path, describe_machine())
+        dataset.write_manifest(folder.manifest_path)
     return Admission(dataset=dataset, path=folder.path)
 
 
@@ -85,7 +92,7 @@ def _print_refused(dataset: Dataset, console: Console) -> None:
     if dataset.refused:
         console.print(f"refused: {len(dataset.refused)} files", markup=False)
         for refused in dataset.refused[:_MOST_REFUSED_SHOWN]:
-            console.print(f"  {refused.path}: {refused.reason}", markup=False)
+            console.print(f"  {refused.path}: {refused.reason}", markup=False, soft_wrap=True)
         if len(dataset.refused) > _MOST_REFUSED_SHOWN:
             console.print(
                 f"  and {len(dataset.refused) - _MOST_REFUSED_SHOWN} more; the manifest has all", markup=False

@@ -33,9 +33,12 @@ def demo(**options: Any) -> Demo:
     Raises:
         ConfigError: for an option or value that is not allowed.
         VitrailError: whatever the verbs on the way raise.
+        KeyboardInterrupt: if the training is interrupted; it is saved and can be resumed.
     """
     config = from_options(DemoConfig, options)
     training = _train(config)
+    if training.interrupted:
+        raise KeyboardInterrupt
     return Demo(training=training, bundle=_ship(training, config).path)
 
 
@@ -59,6 +62,7 @@ def run(config: DemoConfig) -> int:
         f"  bundle   {display_name(exported.path)}   (model.onnx and its own check.py)\n\n"
         "Now with images of your own, one folder per class:  vitrail train FOLDER",
         markup=False,
+        soft_wrap=True,
     )
     return 0
 

@@ -1,5 +1,6 @@
 """`vitrail evaluate`: how good a run, a bundle or a checkpoint is on a split or on another folder of images."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def run(config: EvaluateConfig) -> int:
     evaluation = _evaluate(config)
     console = Console(highlight=False)
     console.print(_table(evaluation.metrics, f"{config.target} on {evaluation.split}"))
-    console.print(f"report   {display_name(Run(evaluation.path).report_path)}", markup=False)
+    console.print(f"report   {display_name(Run(evaluation.path).report_path)}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -62,11 +63,12 @@ def _evaluate(config: EvaluateConfig) -> Evaluation:
     split = choose_split(dataset, config.split)
     assessment = assess.assess(target.predictor, split, batch_size=config.batch_size, calibration=target.calibration)
     folder = Run.create(config.out, "evaluate", config.name or f"{target.name}-{split.name}")
-    folder.write_config(config)
-    write_json(folder.environment_path, describe_machine())
-    write_json(folder.evaluation_path, {split.name: assessment.metrics.to_dict()})
-    assess.write_answers(folder.predictions_path, assessment, target.calibration)
-    write_report(folder.report_path, _report(config, target, dataset, assessment, folder))
+    with folder.removed_on_error():
+        folder.write_config(config)
+        write_json(folder.environment_path, describe_machine())
+        write_json(folder.evaluation_path, {split.name: assessment.metrics.to_dict()})
+        assess.write_answers(folder.predictions_path, assessment, target.calibration)
+        write_report(folder.report_path, _report(config, target, dataset, assessment, folder))
     return Evaluation(path=folder.path, split=split.name, metrics=assessment.metrics)
 
 
@@ -89,7 +91,7 @@ def _report(
 ) -> RunReport:
     model = target.checkpoint.model if target.checkpoint else None
     return RunReport(
-        title=folder.path.name,
+        title=display_name(folder.path.name),
         model=model.spec.name if model and model.spec else f"{target.kind} {target.name}",
         split=assessment.split.name,
         metrics=assessment.metrics,
@@ -98,11 +100,19 @@ def _report(
         errors=assess.worst_errors(assessment, target.predictor.preprocess, target.calibration),
         calibration=target.calibration,
         cost=model_cost(model, target.predictor.preprocess.image_size) if model else None,
-        caveats=assess.data_caveats(dataset, assessment),
-        commands=(Command("Label new images", f"vitrail predict {display_name(config.target)} IMAGES"),),
+        caveats=(*assess.data_caveats(dataset, assessment), *_own_split_caveats(config, assessment)),
+        commands=(Command("Label new images", f"vitrail predict {shlex.quote(display_name(config.target))} IMAGES"),),
         config=asdict(config),
         environment=describe_machine(),
     )
+
+
+def _own_split_caveats(config: EvaluateConfig, assessment: assess.Assessment) -> tuple[str, ...]:
+    """Return what is to be said of a run's own images that had a part in its training."""
+    part = {"train": "The model was trained on these images", "val": "The weights were chosen on these images"}
+    if config.data is not None or assessment.split.name not in part:
+        return ()
+    return (f"{part[assessment.split.name]}, so the accuracy on others is lower.",)
 
 
 def _table(metrics: Metrics, title: str) -> Table:

@@ -1,5 +1,6 @@
 """`vitrail export`: a bundle whose model was proven to give the answers of the trained one, or nothing."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,9 @@ def run(config: ExportConfig) -> int:
     exported = _export(config)
     path = display_name(exported.path)
     Console(highlight=False).print(
-        f"{exported.parity.summary()}\nbundle   {path}\nCheck it where it will run:  vitrail check {path}", markup=False
+        f"{exported.parity.summary()}\nbundle   {path}\nCheck it where it will run:  vitrail check {shlex.quote(path)}",
+        markup=False,
+        soft_wrap=True,
     )
     return 0
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitrail.config import ModelsConfig
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, did_you_mean
 from vitrail.evaluation.cost import model_cost
 from vitrail.models import create_model, list_models
 
@@ -17,7 +17,8 @@ def run(config: ModelsConfig) -> int:
     patterns = config.patterns or ("*",)
     names = [name for name in list_models() if any(fnmatch(name, pattern) for pattern in patterns)]
     if not names:
-        raise ConfigError(f"No model matches {' or '.join(patterns)}. `vitrail models` lists all of them.")
+        hint = did_you_mean(patterns[0], list_models())
+        raise ConfigError(f"No model matches {' or '.join(patterns)}.{hint} `vitrail models` lists all of them.")
     table = Table(title=f"Models, 1000 classes, {config.image_size} x {config.image_size} pixels", title_justify="left")
     table.add_column("model")
     for column in ("parameters", "multiply-adds", "activations"):

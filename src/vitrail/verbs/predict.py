@@ -69,7 +69,7 @@ def run(config: PredictConfig) -> int:
     if config.format == "table" and config.output is None:
         Console(highlight=False).print(_table(predictions))
     else:
-        text = _json(predictions) if config.format == "json" else _csv(predictions, config.top_k)
+        text = _json(predictions) if config.format == "json" else _csv(predictions)
         if config.output is None:
             sys.stdout.write(text)
         else:
@@ -119,7 +119,7 @@ def _answer(
 def _table(predictions: Sequence[Prediction]) -> Table:
     table = Table()
     table.add_column("picture", overflow="fold")
-    table.add_column("label")
+    table.add_column("label", overflow="fold")
     table.add_column("probability", justify="right")
     for each in predictions:
         if each.error is not None:
@@ -132,10 +132,11 @@ def _table(predictions: Sequence[Prediction]) -> Table:
     return table
 
 
-def _csv(predictions: Sequence[Prediction], top_k: int) -> str:
+def _csv(predictions: Sequence[Prediction]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    more = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "probability")]
+    num_labels = max([1, *(len(each.labels) for each in predictions)])
+    more = [f"{name}_{rank}" for rank in range(2, num_labels + 1) for name in ("label", "probability")]
     writer.writerow(["path", "label", "probability", *more, "accepted", "error"])
     for each in predictions:
         pairs = [
@@ -143,7 +144,7 @@ def _csv(predictions: Sequence[Prediction], top_k: int) -> str:
             for label, share in zip(each.labels, each.probabilities, strict=True)
             for item in (display_name(label), f"{share:.6f}")
         ]
-        pairs += [""] * (2 * top_k - len(pairs))
+        pairs += [""] * (2 * num_labels - len(pairs))
         accepted = "" if each.accepted is None else str(each.accepted).lower()
         writer.writerow([display_name(each.path), *pairs, accepted, each.error or ""])
     return text.getvalue()

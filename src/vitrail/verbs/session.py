@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vitrail.config import Preprocess, TrainConfig
-from vitrail.data import Dataset, EvalLoader, TrainLoader, open_dataset, open_manifest
+from vitrail.data import Dataset, EvalLoader, TrainLoader, open_manifest
 from vitrail.errors import ConfigError
 from vitrail.evaluation.metrics import classification_metrics
 from vitrail.evaluation.predict import TorchPredictor, collect
@@ -36,6 +36,7 @@ from vitrail.training import (
     steps,
 )
 from vitrail.verbs import plan
+from vitrail.verbs.admit import open_with_progress
 
 EVAL_BATCH_SIZE: Final = 64
 
@@ -63,8 +64,15 @@ class Session:
         """The weights that are evaluated and kept: the moving average where there is one."""
         return self.state.model if self.state.ema is None else self.state.ema.module
 
+    def has_stopped_early(self) -> bool:
+        """Whether the validation accuracy has not risen for as long as one wanted to wait."""
+        patience = self.config.patience
+        return patience is not None and self.state.epochs_without_improvement >= patience
+
     def fit(self, progress: TrainProgress) -> bool:
         """Train to the end, or until somebody interrupts; return whether it was interrupted."""
+        if self.has_stopped_early():
+            return False
         config, state = self.config, self.state
         loader = TrainLoader(
             self.dataset.splits["train"],
@@ -76,25 +84,27 @@ class Session:
             workers=config.workers,
             cache=config.cache,
         )
-        validation = EvalLoader(self.dataset.splits["val"], self.preprocess, EVAL_BATCH_SIZE, workers=config.workers)
+        validation = EvalLoader(
+            self.dataset.splits["val"], self.preprocess, EVAL_BATCH_SIZE, workers=config.workers, cache=config.cache
+        )
         forward, note = compile_model(state.model, config.compile, self.device, config.time_budget_s)
         progress.say(note)
         log = MetricsLog(self.run.metrics_path, resume_epoch=state.epoch)
-        task = Classification(len(self.dataset.classes), config.label_smoothing)
+        task, train_plan = Classification(len(self.dataset.classes), config.label_smoothing), _train_plan(config)
         saved_at = time.monotonic()
         with graceful_interrupt() as stop:
-            for report in steps(state, task, loader, _train_plan(config), self.precision, forward=forward, stop=stop):
+            for report in steps(state, task, loader, train_plan, self.precision, forward=forward, stop=stop):
                 progress.step(report)
-                if not (report.epoch_end or report.last):
-                    continue
-                if not stop.requested:
+                # An epoch that has ended is measured even if somebody wants to stop: resumed, it would not be.
+                measured = report.epoch_end or train_plan.is_over(state)
+                if measured:
                     self._validate(report, validation, log, progress)
-                if report.last or stop.requested or time.monotonic() - saved_at > _SAVE_EVERY_S:
+                late = measured and time.monotonic() - saved_at > _SAVE_EVERY_S
+                if report.last or late or self.has_stopped_early():
                     state.save(self.run.state_path)
                     saved_at = time.monotonic()
-                if config.patience is not None and state.epochs_without_improvement >= config.patience:
+                if self.has_stopped_early():
                     progress.say(f"No better validation accuracy in {config.patience} epochs: stopped early.")
-                    state.save(self.run.state_path)
                     break
         return stop.requested
 
@@ -133,18 +143,20 @@ def start(config: TrainConfig) -> Session:
         CheckpointError: if the pretrained weights cannot be used.
     """
     device = resolve_device(config.device)
-    dataset = open_dataset(config.source, config)
+    dataset = open_with_progress(config.source, config, quiet=config.quiet)
     torch.manual_seed(config.seed)
     model, preprocess, config, notes = _build(config, dataset)
     model.to(device)
     config = plan.complete(config, dataset, device, _try_step(model, preprocess, device))
     run = Run.create(config.out, "train", config.name or config.model)
-    run.write_config(config)
-    run.write_labels(dataset.classes)
-    run.write_preprocess(preprocess)
-    dataset.write_manifest(run.manifest_path)
-    write_json(run.environment_path, describe_machine())
-    return _assemble(run, config, dataset, preprocess, model, device, notes)
+    config = replace(config, name=run.path.name)
+    with run.removed_on_error():
+        run.write_config(config)
+        run.write_labels(dataset.classes)
+        run.write_preprocess(preprocess)
+        dataset.write_manifest(run.manifest_path)
+        write_json(run.environment_path, describe_machine())
+        return _assemble(run, config, dataset, preprocess, model, device, notes)
 
 
 def resume(run: Run) -> Session:
@@ -161,13 +173,17 @@ def resume(run: Run) -> Session:
     model = plan.build_model(config, preprocess.image_size, len(dataset.classes)).to(device)
     session = _assemble(run, config, dataset, preprocess, model, device, [])
     session.state.load(run.state_path)
+    for torn in run.path.glob(".*.tmp"):  # what a process was writing when it was killed
+        torn.unlink(missing_ok=True)
     return session
 
 
 def _build(config: TrainConfig, dataset: Dataset) -> tuple[Model, Preprocess, TrainConfig, list[str]]:
     """Create the model, with its pretrained weights, and say how images are prepared for it."""
-    size = config.image_size or plan.choose_image_size(dataset)
-    name = plan.choose_model(size) if config.model == "auto" else config.model
+    config = plan.like_pretrained(config)
+    size = config.image_size or plan.choose_image_size(dataset, config.model)
+    num_images = len(dataset.splits["train"])
+    name = plan.choose_model(size, num_images) if config.model == "auto" else config.model
     config = replace(config, model=name, image_size=size)
     preprocess = Preprocess(image_size=(size, size), resize=config.resize)
     model = plan.build_model(config, preprocess.image_size, len(dataset.classes))

@@ -52,10 +52,12 @@ def open_target(path: str | Path, *, device: str = "auto", precision: str = "fp3
     Raises:
         CheckpointError: if the weights are missing, damaged or not ours.
         BundleError: if a bundle is incomplete.
-        ConfigError: if the device is not there.
+        ConfigError: if the device is not there, or a bundle is to compute elsewhere than on the CPU.
     """
     path = Path(path)
     if is_bundle(path):
+        if device not in {"auto", "cpu"} or precision == "bf16":
+            raise ConfigError(f"{path} is a bundle, which computes on the CPU in fp32: leave device and precision out.")
         bundled = OnnxPredictor(path)
         known = "reject_threshold" in bundled.calibration
         return Target(
@@ -68,7 +70,8 @@ def open_target(path: str | Path, *, device: str = "auto", precision: str = "fp3
         )
     run = Run(path) if is_run(path) else None
     if run is not None and not run.model_path.exists():
-        raise CheckpointError(f"{path} has no trained model yet. Finish it with `vitrail train {path} --resume`.")
+        todo = f"Finish it with `vitrail train {path} --resume`" if run.state_path.exists() else "Train anew"
+        raise CheckpointError(f"{path} has no trained model yet. {todo}.")
     checkpoint = load_checkpoint(run.model_path if run else path)
     if checkpoint.classes is None or checkpoint.preprocess is None:
         raise CheckpointError(f"{path} does not tell its classes or its preprocessing, so its answers have no names.")

@@ -1,5 +1,6 @@
 """`vitrail train`: from a folder of images to a trained and measured model, in a folder that explains itself."""
 
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,12 +21,13 @@ from vitrail.models.checkpoint import load_checkpoint, save_checkpoint
 from vitrail.reports import Command, EpochRow, Picture, RunReport, write_report
 from vitrail.runtime.device import describe_machine
 from vitrail.runtime.files import write_json
+from vitrail.runtime.precision import choose_precision
 from vitrail.training import Run, TrainProgress, is_run, read_metrics
 from vitrail.verbs import assess, plan
 from vitrail.verbs.session import EVAL_BATCH_SIZE, Session, resume, start
 
 INTERRUPTED: Final = 130
-_NUM_AUGMENTED_SHOWN: Final = 16
+_NUM_AUGMENTED_SHOWN: Final = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,31 +74,43 @@ def run(config: TrainConfig) -> int:
 def _train(config: TrainConfig) -> TrainResult:
     console = Console(stderr=True, highlight=False, quiet=config.quiet)
     session = _open_session(config)
-    config = session.config
-    console.print(_introduction(session), markup=False)
-    with TrainProgress(config.epochs, quiet=config.quiet, console=console) as progress:
+    console.print(_introduction(session), markup=False, soft_wrap=True)
+    with TrainProgress(session.config.epochs, quiet=config.quiet, console=console) as progress:
         for note in session.notes:
             progress.say(note)
         interrupted = session.fit(progress)
+    metrics: Mapping[str, Metrics] = {}
+    if not interrupted:
+        try:
+            metrics = conclude(session, console)
+        except KeyboardInterrupt:  # the training is over and saved; a resumed run concludes again
+            interrupted = True
     if interrupted:
-        path = display_name(session.run.path)
-        console.print(f"Interrupted; everything is saved. To go on: vitrail train {path} --resume", markup=False)
-        metrics: Mapping[str, Metrics] = {}
-    else:
-        metrics = conclude(session, console)
+        command = f"vitrail train {shlex.quote(display_name(session.run.path))} --resume"
+        console.print(f"Interrupted; everything is saved. To go on: {command}", markup=False, soft_wrap=True)
     return TrainResult(
         path=session.run.path, metrics=metrics, elapsed_s=session.state.elapsed_s, interrupted=interrupted
     )
 
 
 def _open_session(config: TrainConfig) -> Session:
-    if not config.resume:
-        if is_run(config.source):
-            raise ConfigError(f"{config.source} is a run, not images. Add --resume to go on with it.")
-        return start(config)
-    if not is_run(config.source):
-        raise ConfigError(f"{config.source} is no run to resume. Name the folder that `vitrail train` made.")
-    return resume(Run.open(config.source))
+    if config.resume:
+        _refuse_changes(config)
+        return resume(Run.open(config.source))
+    if is_run(config.source):
+        raise ConfigError(f"{config.source} is a run, not images. Add --resume to go on with it.")
+    return start(config)
+
+
+def _refuse_changes(config: TrainConfig) -> None:
+    """Refuse what a resumed run would pass over in silence."""
+    plain = TrainConfig(source=config.source, resume=True, quiet=config.quiet)
+    changed = [name for name, value in asdict(config).items() if value != getattr(plain, name)]
+    if changed:
+        raise ConfigError(
+            f"A resumed run keeps its own configuration, so {', '.join(changed)} cannot be given with resume. Leave it"
+            " away, or start a new run, with `pretrained` to begin from these weights."
+        )
 
 
 def conclude(session: Session, console: Console) -> Mapping[str, Metrics]:
@@ -104,7 +118,8 @@ def conclude(session: Session, console: Console) -> Mapping[str, Metrics]:
     started_at = time.monotonic()
     checkpoint = load_checkpoint(session.run.model_path)
     model, classes = checkpoint.model.to(session.device), session.dataset.classes
-    predictor = TorchPredictor(model, classes, session.preprocess, session.device)
+    precision = choose_precision("fp32", session.device)  # as `evaluate` will measure it
+    predictor = TorchPredictor(model, classes, session.preprocess, session.device, precision)
     splits = session.dataset.splits
     answers = assess.assess(predictor, splits["val"], batch_size=EVAL_BATCH_SIZE).outputs
     calibration = calibrate(answers.logits, answers.labels)
@@ -124,7 +139,7 @@ def conclude(session: Session, console: Console) -> Mapping[str, Metrics]:
     write_json(session.run.evaluation_path, {name: measured.to_dict() for name, measured in metrics.items()})
     page = _report(session, list(assessments.values())[-1], predictor, calibration, time.monotonic() - started_at)
     write_report(session.run.report_path, page)
-    console.print(_summary(session.run, metrics), markup=False)
+    console.print(_summary(session.run, metrics), markup=False, soft_wrap=True)
     return metrics
 
 
@@ -141,7 +156,7 @@ def _report(
     if assessment.split.name == "val":
         caveats.append("There are no test images. The weights were chosen on these, so the accuracy is a little high.")
     return RunReport(
-        title=session.run.path.name,
+        title=display_name(session.run.path.name),
         model=config.model,
         split=assessment.split.name,
         metrics=assessment.metrics,
@@ -196,7 +211,7 @@ def _latency(predictor: Predictor) -> Mapping[str, Latency]:
 
 
 def _commands(run: Run) -> tuple[Command, ...]:
-    path = display_name(run.path)
+    path = shlex.quote(display_name(run.path))
     return (
         Command("Label new images", f"vitrail predict {path} IMAGES"),
         Command("Measure on other images", f"vitrail evaluate {path} --data FOLDER"),
