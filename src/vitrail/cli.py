@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from vitrail import config
-from vitrail.errors import ConfigError, UnknownNameError, VitrailError, lookup
+from vitrail.errors import INTERRUPTED, ConfigError, UnknownNameError, VitrailError, lookup
 from vitrail.version import __version__
-
-INTERRUPTED: Final = 130
 
 
 @dataclass(frozen=True)

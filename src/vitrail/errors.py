@@ -6,9 +6,12 @@ traceback, and ends with the error's ``exit_code``.
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Final, TypeVar
 
 Value = TypeVar("Value")
+
+INTERRUPTED: Final = 130
+"""What the command line returns after Ctrl-C, as shells do: 128 and the number of SIGINT."""
 
 
 class VitrailError(Exception):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from vitrail.config import Preprocess
 from vitrail.errors import ConfigError, DataError, StorageError
 from vitrail.runtime.files import write_json
 from vitrail.training import Run, graceful_interrupt, is_run
@@ -18,6 +19,7 @@ class Knobs:
 
 def finished(run):
     run.write_config(Knobs(epochs=3))
+    run.write_preprocess(Preprocess(image_size=(32, 32)))
     write_json(run.environment_path, {})
     return run
 

@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Console
 
 from vitrail.config import DemoConfig, from_options
 from vitrail.data import display_name
-from vitrail.errors import BundleError
+from vitrail.errors import INTERRUPTED, BundleError
 from vitrail.verbs.check import check
 from vitrail.verbs.export import Export, export
 from vitrail.verbs.train import TrainResult, train
-
-INTERRUPTED: Final = 130
 
 
 @dataclass(frozen=True, kw_only=True)

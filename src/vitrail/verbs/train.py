@@ -12,7 +12,7 @@ from rich.console import Console
 
 from vitrail.config import TrainConfig, from_options
 from vitrail.data import TrainLoader, display_name
-from vitrail.errors import ConfigError
+from vitrail.errors import INTERRUPTED, ConfigError
 from vitrail.evaluation.calibration import Calibration, calibrate
 from vitrail.evaluation.cost import Latency, measure_latency, model_cost
 from vitrail.evaluation.metrics import Metrics
@@ -26,7 +26,6 @@ from vitrail.training import Run, TrainProgress, is_run, read_metrics
 from vitrail.verbs import assess, plan
 from vitrail.verbs.session import EVAL_BATCH_SIZE, Session, resume, start
 
-INTERRUPTED: Final = 130
 _NUM_AUGMENTED_SHOWN: Final = 12
 
 

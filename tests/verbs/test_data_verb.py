@@ -1,0 +1,68 @@
+"""`data`: what a person learns of a folder of images before training on it."""
+
+import csv
+import json
+
+import pytest
+
+import vitrail
+from vitrail.config import DataConfig
+from vitrail.data import open_dataset, open_manifest
+
+
+def test_the_manifest_tells_of_every_file_what_became_of_it(pictures, tmp_path):
+    source = pictures(tmp_path / "source", {"blue": 10, "red": 10})
+    (source / "red" / "00.png").write_bytes(b"no picture")
+    (source / "red" / "notes.txt").write_text("not meant")
+    admission = vitrail.admit(source, out=tmp_path, seed=3)
+    assert admission.path == tmp_path / "data" / "source"
+    with (admission.path / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        rows = {row["path"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 20
+    assert rows["red/00.png"]["status"] == "refused"
+    assert "header is damaged" in rows["red/00.png"]["reason"]
+    used = [row for row in rows.values() if row["status"] == "ok"]
+    assert {(row["width"], row["height"]) for row in used} == {("16", "16")}
+    assert all(row["label"] == row["path"].split("/")[0] for row in rows.values())
+    again = open_manifest(admission.path / "manifest.csv", source)
+    expected = open_dataset(source, DataConfig(seed=3))
+    assert {name: split.paths for name, split in again.splits.items()} == {
+        name: split.paths for name, split in expected.splits.items()
+    }
+    assert json.loads((admission.path / "labels.json").read_text()) == ["blue", "red"]
+    config = json.loads((admission.path / "config.json").read_text())
+    assert (config["source"], config["seed"]) == (str(source), 3)
+
+
+def test_a_training_divides_the_images_as_data_said_it_would(trained, colours, tmp_path):
+    admission = vitrail.admit(colours, out=tmp_path)
+    assert (admission.path / "manifest.csv").read_bytes() == (trained.path / "manifest.csv").read_bytes()
+
+
+def test_the_command_counts_and_lists(command, pictures, tmp_path):
+    source = pictures(tmp_path / "source", {"blue": 30, "red": 10})
+    (source / "blue" / "[red]link.tif").write_bytes(b"no picture")
+    for number in range(25):
+        (source / "red" / f"x{number:02}.heic").write_bytes(b"heic")
+    (source / "red" / "notes.txt").write_text("not meant")
+    answer = command("data", source, "--out", tmp_path, "--name", "mine")
+    assert (answer.code, answer.err) == (0, "")
+    table = [line.replace("│", "").split() for line in answer.out.splitlines()]
+    assert ["blue", "21", "3", "6"] in table
+    assert ["red", "7", "1", "2"] in table
+    assert ["all", "28", "4", "8"] in table
+    assert "refused: 26 files" in answer.out
+    assert "blue/[red]link.tif: it is none of the formats" in answer.out
+    assert ".heic files are not read; convert it to JPEG or PNG" in answer.out
+    assert "and 6 more; the manifest has all" in answer.out
+    assert "passed over: 1 .txt files" in answer.out
+    assert f"manifest {tmp_path}/data/mine/manifest.csv" in answer.out.splitlines()
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_look_is_never_written_over(colours, contents, tmp_path, number):
+    first = vitrail.admit(colours, out=tmp_path).path
+    before = contents(first)
+    others = [vitrail.admit(colours, out=tmp_path).path.name for _ in range(number - 1)]
+    assert others[-1] == f"colours-{number}"
+    assert contents(first) == before
