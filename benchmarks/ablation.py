@@ -31,7 +31,7 @@ def run_one(data: Path, arm: str, recipe: dict, seed: int) -> dict:
     with tempfile.TemporaryDirectory() as out:
         result = vitrail.train(str(data), seed=seed, out=out, **recipe, **ARMS[arm])
         test = result.metrics["test"]
-        return {"accuracy": test.accuracy.value, "num_images": test.num_images, "elapsed_s": result.elapsed_s}
+        return {"accuracy": test.accuracy.value, "num_images": test.num_images}
 
 
 def summary(trials: list[dict]) -> str:
