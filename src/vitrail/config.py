@@ -310,7 +310,7 @@ class DemoConfig:
     """Folder of all runs."""
     seed: int = 0
     """Decides the split, the initial weights, the order of the images and every augmentation."""
-    epochs: int = 80
+    epochs: int = 60
     """Passes over the training images."""
 
 
