@@ -24,7 +24,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return ``softmax(q k^T / sqrt(d)) v``.
 
     On a CPU whose matrix products go through oneDNN (bfloat16, and float32 where `vitrail.runtime.precision` chose so),
-    three plain operations beat PyTorch's fused kernel: 2.2 to 6.9 times in bfloat16 and 1.5 to 6.0 times in float32,
+    three plain operations beat PyTorch's fused kernel: 2.2 to 6.9 times in bfloat16, 1.5 to 6.0 times in float32,
     forwards and backwards, at 65 to 577 tokens on one core of an EPYC Zen 4 (`benchmarks/attention.py`). Their score
     matrix grows with the square of the sequence, so very long ones use the fused kernel; so do float32 through MKL,
     where it is the faster one, and every GPU. An exported graph always holds the three plain operations: PyTorch's own
