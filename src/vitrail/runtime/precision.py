@@ -76,9 +76,10 @@ def _has_native_bf16(device: torch.device) -> bool:
 def _use_onednn_for_fp32() -> bool:
     """Send fp32 matrix products through oneDNN where that is faster and as exact; return whether it was done.
 
-    On AMD CPUs MKL takes a slow path. The switch is called "bf16" because it *allows* oneDNN to round its inputs, which
-    it does on CPUs with AMX. Hence it is tried on AMD alone, by name and not by timing (the numbers of a run must not depend on
-    how busy the machine is), and kept only if one product against float64 shows that nothing is rounded.
+    On AMD CPUs MKL takes a slow path. The switch is called "bf16" because it *allows* oneDNN to round its inputs,
+    which it does on CPUs with AMX. Hence it is tried on AMD alone, by name and not by timing (the numbers of a run
+    must not depend on how busy the machine is), and kept only if one product against float64 shows that nothing is
+    rounded.
     """
     if not torch.backends.mkldnn.is_available() or not _is_amd_cpu():  # type: ignore[no-untyped-call]
         return False
