@@ -6,11 +6,11 @@ Names of parameters are those of timm's ViT, so that its weights load as they ar
 ``blocks.i.local`` and ``fusion``.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from functools import partial
+from typing import Any, ClassVar, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from vitrail.layers.attention import NORM_EPS
 from vitrail.layers.block import Block, LayerScale
 from vitrail.layers.local import LocalEnhancement, LocalForm
 from vitrail.layers.pool import AttentionPool, DepthFusion, pool_mean, pool_token
-from vitrail.models.contract import Model
+from vitrail.models.contract import Model, ModelEntry, Published, make_head, reset_linear
 
 Pool = Literal["token", "mean", "attention"]
 Position = Literal["learned", "sincos", "rotary", "none"]
@@ -130,6 +130,8 @@ class VisionTransformer(Model):
         ConfigError: if the shape and the options do not fit together; the message says which.
     """
 
+    stem_name: ClassVar[str] = "patch_embed.proj"
+
     def __init__(self, shape: VitShape, options: VitOptions) -> None:
         super().__init__()
         dim, depth = shape.dim, shape.depth
@@ -157,7 +159,7 @@ class VisionTransformer(Model):
         self.fusion = (
             DepthFusion(dim, len(self.fusion_blocks), pyramid=options.fusion == "pyramid") if options.fusion else None
         )
-        self.head: nn.Module = nn.Linear(dim, options.num_classes) if options.num_classes else nn.Identity()
+        self.head = make_head(dim, options.num_classes)
         stride = self.patch_embed.patch_size
         self.feature_info = [{"name": f"block{i}", "channels": dim, "stride": stride} for i in range(depth)]
         self.reset_parameters()
@@ -178,7 +180,7 @@ class VisionTransformer(Model):
         """
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                _reset_linear(layer)
+                reset_linear(layer)
         # After all linear layers, because some of these hold linear layers that start in their own way.
         for module in self.modules():
             if isinstance(
@@ -191,40 +193,19 @@ class VisionTransformer(Model):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, C, H, W) to logits (B, num_classes)."""
-        for _, features in self._stages(images):
-            pooled = features  # the last one; none of the others is kept
-        return self.forward_head(pooled)
-
-    def forward_features(self, images: Tensor) -> dict[str, Tensor]:
-        """Map images (B, C, H, W) to every named intermediate.
-
-        "embed", "block0", "block1", ... (before the final norm) and "tokens" (after it, unless pool is "mean", which
-        normalises after pooling): (B, N, D). "fused" (only with fusion): (B, D, rows, columns). "pooled": (B, D).
-        """
-        return dict(self._stages(images))
-
-    def forward_head(self, pooled: Tensor) -> Tensor:
-        """Map pooled features (B, D) to logits (B, num_classes)."""
-        logits: Tensor = self.head(pooled)
-        return logits
-
-    def reset_head(self, num_classes: int) -> None:
-        """Put a fresh head for ``num_classes`` in place of the present one; 0 leaves it out."""
-        self.options = dataclasses.replace(self.options, num_classes=num_classes)
-        self.num_classes = num_classes
-        self.head = nn.Identity()
-        if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes).to(self.patch_embed.proj.weight)
-            _reset_linear(self.head)
-        if self.spec is not None:
-            self.spec = dataclasses.replace(self.spec, num_classes=num_classes)
-
     def no_weight_decay(self) -> set[str]:
         """Return the names of positions and learned tokens."""
         names = {"cls_token", "reg_token", "pos_embed", "attn_pool.latent"}
         return {name for name, _ in self.named_parameters() if name in names}
+
+    def layer_groups(self) -> list[tuple[str, ...]]:
+        """Return the embedding, each block, and what follows them."""
+        blocks = [(f"blocks.{index}.",) for index in range(self.shape.depth)]
+        return [
+            ("patch_embed.", "cls_token", "reg_token", "pos_embed"),
+            *blocks,
+            ("norm.", "attn_pool.", "fc_norm.", "fusion.", "head."),
+        ]
 
     def _block(self, index: int) -> Block:
         shape, options = self.shape, self.options
@@ -241,8 +222,12 @@ class VisionTransformer(Model):
             local=LocalEnhancement(shape.dim, form=form) if has_local else None,
         )
 
-    def _stages(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield each intermediate with its name, "pooled" the last."""
+    def stages(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield each intermediate of images (B, C, H, W) with its name.
+
+        "embed", "block0", "block1", ... (before the final norm) and "tokens" (after it, unless pool is "mean", which
+        normalises after pooling): (B, N, D). "fused" (only with fusion): (B, D, rows, columns). "pooled": (B, D).
+        """
         grid = self.patch_embed.grid((images.shape[-2], images.shape[-1]))
         x, rotary = self._embed(images, grid)
         yield "embed", x
@@ -299,7 +284,20 @@ def _chosen(name: str, blocks: Sequence[int] | None, default: Sequence[int], dep
     return chosen
 
 
-def _reset_linear(layer: nn.Linear) -> None:
-    nn.init.trunc_normal_(layer.weight, std=0.02)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+_DEIT: Final = "DeiT, arXiv 2012.12877, table 5; timm's results-imagenet.csv"
+_PUBLISHED: Final = {
+    # Beyond ImageNet-1k alone, most ViTs of the literature saw larger data or a teacher; those are not listed.
+    "vit_tiny_patch16": Published(top1=72.2, params_m=5.72, macs_m=1258, source=_DEIT),
+    "vit_small_patch16": Published(top1=79.9, params_m=22.05, macs_m=4608, source=_DEIT),
+    "vit_base_patch16": Published(top1=82.0, params_m=86.57, macs_m=17582, source=_DEIT),
+}
+
+MODELS: Final[dict[str, ModelEntry]] = {
+    name: ModelEntry(
+        build=partial(build, size, patch_size=patch), multiple=patch, published=_PUBLISHED.get(name, Published())
+    )
+    for size in SHAPES
+    for patch in ((4, 8, 14, 16, 32) if size == "large" else (4, 8, 16, 32))
+    for name in [f"vit_{size}_patch{patch}"]
+}
+"""Every size with every common patch."""
