@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 
@@ -78,8 +79,8 @@ class Model(nn.Module):
     """An image classifier whose intermediate results have names.
 
     ``forward(images)`` maps normalised float images (B, C, H, W) to logits (B, num_classes), or to the pooled features
-    (B, num_features) if ``num_classes`` is 0. A family gives the attributes, `stages`, `layer_groups` and where it
-    needs to the names in the class variables.
+    (B, num_features) if ``num_classes`` is 0. A family gives the attributes, `intermediates`, `layer_groups` and, where
+    it needs to, the names in the class variables.
     """
 
     stem_name: ClassVar[str]
@@ -100,7 +101,7 @@ class Model(nn.Module):
     spec: ModelSpec | None = None
     """How `create_model` built it; None for a model that was built by hand."""
 
-    def stages(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def intermediates(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield every intermediate of images (B, C, H, W) with its name, "pooled" (B, num_features) the last."""
         raise NotImplementedError
 
@@ -117,18 +118,28 @@ class Model(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, num_classes)."""
-        for _, features in self.stages(images):
+        for _, features in self.intermediates(images):
             pooled = features  # the last one; none of the others is kept
         return self.forward_head(pooled)
 
     def forward_features(self, images: Tensor) -> dict[str, Tensor]:
         """Map images (B, C, H, W) to every named intermediate, "pooled" (B, num_features) the last."""
-        return dict(self.stages(images))
+        return dict(self.intermediates(images))
 
     def forward_head(self, pooled: Tensor) -> Tensor:
         """Map pooled features (B, num_features) to logits (B, num_classes)."""
         logits: Tensor = self.get_submodule(self.head_name)(pooled)
         return logits
+
+    def place(self, device: torch.device | str) -> Self:
+        """Move to a device, in channels-last memory where the model computes faster so; return the model.
+
+        The first convolution brings images of any memory format into that of its weights.
+        """
+        # Apple's GPU takes channels-last weights and gains nothing.
+        if self.channels_last and torch.device(device).type in {"cpu", "cuda"}:
+            return self.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return self.to(device)
 
     def reset_head(self, num_classes: int) -> None:
         """Put a fresh head for ``num_classes`` in place of the present one; 0 leaves it out."""

@@ -222,7 +222,7 @@ class VisionTransformer(Model):
             local=LocalEnhancement(shape.dim, form=form) if has_local else None,
         )
 
-    def stages(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def intermediates(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each intermediate of images (B, C, H, W) with its name.
 
         "embed", "block0", "block1", ... (before the final norm) and "tokens" (after it, unless pool is "mean", which
