@@ -101,3 +101,37 @@ def test_default_rates_scale_with_the_batch_and_shrink_for_pretrained_weights():
         assert default_lr(name, 64, True) == pytest.approx(default_lr(name, 64, False) / 10)
         assert default_lr(name, 10**6, False) == default_lr(name, 4096, False)
     assert (default_weight_decay("adamw"), default_weight_decay("sgd")) == (0.05, 1e-4)
+
+
+class Layered(nn.Module):
+    """Three depths, one of them inside another's beginning."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.blocks = nn.Linear(2, 2), nn.ModuleList(nn.Linear(2, 2) for _ in range(11))
+        self.head = nn.Linear(2, 2)
+
+    def layer_groups(self):
+        return [("stem.", "blocks.1."), ("blocks.",), ("blocks.10.", "head.")]
+
+
+def test_the_rate_falls_from_the_head_by_the_longest_beginning_of_a_name():
+    optimizer = create_optimizer(Layered(), "sgd", lr=0.8, weight_decay=0.1, layer_decay=0.5)
+    rates = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert len(rates) == 26
+    expected = {
+        "head.weight": 0.8,
+        "blocks.10.bias": 0.8,
+        "blocks.3.weight": 0.4,
+        "blocks.1.bias": 0.2,
+        "stem.bias": 0.2,
+    }
+    assert {name: rates[name] for name in expected} == pytest.approx(expected)
+    decays = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert all(decay == (0.1 if name.endswith("weight") else 0.0) for name, decay in decays.items())
+
+
+def test_a_layer_decay_of_one_leaves_two_groups_and_one_below_needs_layers():
+    assert len(parameter_groups(Layered(), 0.1)) == 2
+    with pytest.raises(ConfigError, match="layer_decay needs a model that tells its layers"):
+        parameter_groups(nn.Linear(2, 2), 0.1, layer_decay=0.5)

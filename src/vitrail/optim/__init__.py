@@ -11,10 +11,15 @@ from torch import nn
 
 from vitrail.errors import ConfigError, did_you_mean, lookup
 from vitrail.optim.groups import parameter_groups
+from vitrail.optim.lion import Lion
+from vitrail.optim.muon8 import Muon8
 from vitrail.optim.schedule import warmup_cosine
+from vitrail.optim.torch_muon import MuonWithAdamW
 
 __all__ = [
     "OPTIMIZERS",
+    "Lion",
+    "Muon8",
     "OptimizerEntry",
     "create_optimizer",
     "default_lr",
@@ -26,6 +31,8 @@ __all__ = [
 # Beyond this batch the rules that scale a learning rate with the batch no longer hold.
 _LARGEST_SCALED_BATCH = 4096
 _PRETRAINED_SHARE = 0.1
+# What `create_optimizer` itself gives to an optimizer.
+_OWN_ARGUMENTS = frozenset({"params", "lr", "model"})
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,18 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     "adamw": OptimizerEntry(torch.optim.AdamW, {"betas": (0.9, 0.999), "eps": 1e-8}, 1e-3, 128, 0.5, 0.05),
     # Linear: Goyal et al., arXiv 1706.02677, section 2.1.
     "sgd": OptimizerEntry(torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, 0.1, 256, 1.0, 1e-4),
+    # Updates have the RMS of AdamW's and bear a higher rate, for no direction of a matrix is larger than the others.
+    "muon8": OptimizerEntry(Muon8, {"momentum": 0.95, "betas": (0.9, 0.99)}, 2e-3, 128, 0.5, 0.05),
+    "muon": OptimizerEntry(MuonWithAdamW, {"momentum": 0.95, "betas": (0.9, 0.999)}, 2e-3, 128, 0.5, 0.05),
+    # A tenth of AdamW's rate and ten times its decay: Chen et al., arXiv 2302.06675, section 5.
+    "lion": OptimizerEntry(Lion, {"betas": (0.9, 0.99)}, 1e-4, 128, 0.5, 0.5),
+    # Its rate is relative to the RMS of each parameter. Without momentum: Shazeer and Stern, arXiv 1804.04235.
+    "adafactor": OptimizerEntry(torch.optim.Adafactor, {"beta2_decay": -0.8, "d": 1.0}, 1e-2, 128, 0.5, 5e-3),
 }
 
 
 def create_optimizer(
-    model: nn.Module, name: str = "adamw", *, lr: float, weight_decay: float, **options: Any
+    model: nn.Module, name: str = "adamw", *, lr: float, weight_decay: float, layer_decay: float = 1.0, **options: Any
 ) -> torch.optim.Optimizer:
     """Return the optimizer called ``name`` for the trainable parameters of ``model``.
 
@@ -64,6 +78,7 @@ def create_optimizer(
         name: one of `OPTIMIZERS`.
         lr: highest learning rate; a schedule multiplies it.
         weight_decay: of matrices and convolutions. AdamW's is decoupled from the gradient, SGD's is not.
+        layer_decay: factor of the rate from a layer to the one before it, in (0, 1]; see `parameter_groups`.
         options: further arguments of the optimizer, such as ``betas`` or ``momentum``.
 
     Raises:
@@ -71,16 +86,22 @@ def create_optimizer(
         ConfigError: for an option it does not have, or a model without trainable parameters.
     """
     entry = lookup(OPTIMIZERS, name, "optimizer")
-    known = [option for option in inspect.signature(entry.build).parameters if option not in {"params", "lr"}]
+    arguments = inspect.signature(entry.build).parameters
+    known = [option for option in arguments if option not in _OWN_ARGUMENTS]
     for option in options:
         if option not in known:
             hint = did_you_mean(option, known)
             raise ConfigError(f"{name} has no option {option!r}.{hint} Known: {', '.join(known)}.")
-    groups = parameter_groups(model, weight_decay)
+    groups = parameter_groups(model, weight_decay, layer_decay)
     if not groups:
         raise ConfigError("The model has no trainable parameters: all of them are frozen.")
-    fused = {"fused": True} if _can_fuse(groups) else {}
-    return entry.build(groups, lr=lr, **{**entry.defaults, **fused, **options})
+    for group in groups:
+        if "lr_scale" in group:
+            group["lr"] = lr * group["lr_scale"]
+    given: dict[str, Any] = {"model": model} if "model" in arguments else {}
+    if "fused" in arguments and _can_fuse(groups):
+        given["fused"] = True
+    return entry.build(groups, lr=lr, **{**entry.defaults, **given, **options})
 
 
 def default_lr(name: str, batch_size: int, pretrained: bool) -> float:

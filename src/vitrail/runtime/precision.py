@@ -50,7 +50,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     names = ("auto", "fp32", "bf16")
     if name not in names:
         raise ConfigError(f"precision is {name!r}; it takes {', '.join(names)}.{did_you_mean(name, names)}")
-    native = _has_native_bf16(device)
+    native = has_native_bf16(device)
     if name == "bf16" or (name == "auto" and native):
         speed = "which this hardware multiplies natively" if native else "which this hardware only emulates, slowly"
         return Precision(torch.bfloat16, device.type, f"bf16 autocast, {speed}.")
@@ -64,7 +64,8 @@ def onednn_multiplies_fp32() -> bool:
     return _onednn_multiplies_fp32
 
 
-def _has_native_bf16(device: torch.device) -> bool:
+def has_native_bf16(device: torch.device) -> bool:
+    """Return whether matrix products in bf16 run in hardware on ``device``, and so faster than in fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":

@@ -1,0 +1,132 @@
+import pytest
+import torch
+from torch import nn
+
+from vitrail.errors import ConfigError
+from vitrail.models import MODELS, create_model
+from vitrail.optim.routing import route_parameters
+
+
+def roles(model, overrides=None, known=True):
+    named = list(model.named_parameters())
+    return {
+        route.name: (route.role, route.parts) for route in route_parameters(named, model if known else None, overrides)
+    }
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["by module", "by name"])
+def test_a_vit_is_divided_by_what_its_parameters_do(make_vit, known):
+    found = roles(make_vit(num_registers=2, layer_scale=0.1), known=known)
+    assert found["patch_embed.proj.weight"][0] == ("matrix" if known else "convolution")
+    assert found["blocks.0.attn.qkv.weight"] == ("matrix", 3)
+    for name in ("attn.proj", "mlp.fc1", "mlp.fc2"):
+        assert found[f"blocks.5.{name}.weight"] == ("matrix", 1)
+    assert found["head.weight"] == ("head", 1)
+    others = {name for name, (role, _) in found.items() if role == "vector"}
+    assert {"cls_token", "reg_token", "pos_embed", "norm.weight", "blocks.0.ls1.gamma", "head.bias"} <= others
+    assert not any(name.endswith(("qkv.weight", "fc1.weight")) for name in others)
+
+
+def test_wrappers_change_nothing(make_vit):
+    class Wrapper(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    model = make_vit()
+    bare = roles(model)
+    assert {name.removeprefix("module."): role for name, role in roles(Wrapper(model)).items()} == bare
+    compiled = torch.compile(model)
+    assert {name.removeprefix("_orig_mod."): role for name, role in roles(compiled).items()} == bare
+
+
+def test_transformers_vit():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=8
+    )
+    found = roles(transformers.ViTForImageClassification(config))
+    matrices = {name for name, (role, _) in found.items() if role == "matrix"}
+    assert sum("attention" in name for name in matrices) == 4
+    assert any(name.endswith("patch_embeddings.projection.weight") for name in matrices)
+    assert {name for name, (role, _) in found.items() if role == "head"} == {"classifier.weight"}
+    assert all(found[name][0] == "vector" for name in found if "position" in name or "token" in name)
+
+
+class TorchvisionLike(nn.Module):
+    """The names of torchvision's ViT, whose attention is torch's own module."""
+
+    def __init__(self):
+        super().__init__()
+        self.class_token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.conv_proj = nn.Conv2d(3, 16, 8, 8)
+        self.encoder = nn.Module()
+        self.encoder.pos_embedding = nn.Parameter(torch.zeros(1, 5, 16))
+        self.encoder.self_attention = nn.MultiheadAttention(16, 2)
+        self.heads = nn.Sequential()
+        self.heads.pre_logits = nn.Linear(16, 16)
+        self.heads.head = nn.Linear(16, 10)
+
+
+def test_torchs_attention_and_a_head_of_two_layers():
+    found = roles(TorchvisionLike())
+    assert found["encoder.self_attention.in_proj_weight"] == ("matrix", 3)
+    assert found["encoder.self_attention.out_proj.weight"] == ("matrix", 1)
+    assert found["conv_proj.weight"] == ("matrix", 1)
+    assert (found["heads.pre_logits.weight"][0], found["heads.head.weight"][0]) == ("matrix", "head")
+    assert (found["class_token"][0], found["encoder.pos_embedding"][0]) == ("vector", "vector")
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2)
+        self.depthwise = nn.Conv2d(16, 16, 3, groups=16)
+        self.pointwise = nn.Conv2d(16, 32, 1)
+        self.grouped = nn.Conv2d(32, 32, 3, groups=4)
+        self.up = nn.ConvTranspose2d(32, 16, 2, 2)
+        self.gate = nn.Conv2d(32, 1, 1)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(49, 8))
+        self.words = nn.Embedding(50, 16)
+
+
+def test_convolutions_tables_and_thin_layers():
+    found = roles(Convolutions())
+    assert found["stem.weight"] == ("convolution", 1)
+    assert found["depthwise.weight"] == ("vector", 1)
+    assert found["pointwise.weight"] == ("matrix", 1)
+    assert found["grouped.weight"] == ("convolution", 4)
+    assert found["up.weight"] == ("matrix", 1)
+    assert found["gate.weight"] == ("vector", 1)
+    assert found["relative_position_bias_table"] == found["words.weight"] == ("vector", 1)
+
+
+@pytest.mark.parametrize("name", sorted({n.split("_patch")[0]: n for n in MODELS}.values()))
+def test_every_model_here_has_one_head_and_no_other_parameter_of_its_name(name):
+    if "large" in name or "base" in name:
+        pytest.skip("the same layers, larger")
+    found = roles(create_model(name, num_classes=10))
+    heads = [key for key, (role, _) in found.items() if role == "head"]
+    assert len(heads) == 1
+    assert heads[0].split(".")[0] in {"head", "classifier", "fc"}
+
+
+def test_overrides_by_pattern_and_what_they_refuse(make_vit):
+    found = roles(make_vit(), {"*.qkv.weight": "vector", "blocks.1.attn.qkv.weight": "matrix"})
+    assert found["blocks.0.attn.qkv.weight"] == ("vector", 1)
+    assert found["blocks.1.attn.qkv.weight"] == ("matrix", 3)
+    with pytest.raises(ConfigError, match=r"takes 'matrix'.*Did you mean 'matrix'"):
+        roles(make_vit(), {"*.qkv.weight": "matrx"})
+    with pytest.raises(ConfigError, match=r"no trainable parameter .* Did you mean 'head.weight'"):
+        roles(make_vit(), {"heads.weight": "vector"})
+    with pytest.raises(ConfigError, match=r"norm.bias has 1 axes and cannot be a matrix"):
+        roles(make_vit(), {"norm.bias": "matrix"})
+
+
+def test_the_table_joins_numbered_layers(make_vit):
+    model = make_vit()
+    lines = str(route_parameters(list(model.named_parameters()), model)).splitlines()
+    assert lines[0].split() == ["parameter", "shape", "role", "recognised", "by", "tensors", "elements"]
+    row = next(line for line in lines if line.startswith("blocks.*.attn.qkv.weight"))
+    assert row.split() == ["blocks.*.attn.qkv.weight", "384x128", "matrix", "x", "3", "Linear", "6", "294,912"]
+    assert len(lines) < 30
