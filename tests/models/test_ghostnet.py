@@ -4,7 +4,8 @@ import torch.nn.functional as F
 
 from vitrail.errors import ConfigError
 from vitrail.evaluation.cost import model_cost
-from vitrail.layers.ghost import GhostBottleneck, GhostModule, StridedDepthwiseConv
+from vitrail.layers.conv import DepthwiseConv2d
+from vitrail.layers.ghost import GhostBottleneck, GhostModule
 from vitrail.models import create_model
 from vitrail.models.ghostnet import recognise
 
@@ -112,7 +113,7 @@ def test_half_of_a_ghost_modules_channels_see_one_pixel_and_half_its_neighbours(
 
 def test_a_reducing_convolution_trains_in_float32_inside_bfloat16_autocast():
     torch.manual_seed(0)
-    conv, x = StridedDepthwiseConv(8, 5, 2), torch.randn(2, 8, 9, 9).bfloat16()
+    conv, x = DepthwiseConv2d(8, 5, 2), torch.randn(2, 8, 9, 9).bfloat16()
     exact = F.conv2d(x.float(), conv.weight, stride=2, padding=2, groups=8)
     with torch.autocast("cpu", torch.bfloat16):
         trained = conv(x)

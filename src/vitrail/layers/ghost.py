@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.layers.block import add_branch
-from vitrail.layers.conv import SqueezeExcite, make_divisible
+from vitrail.layers.conv import DepthwiseConv2d, SqueezeExcite, make_divisible
 
 CHANNEL_MULTIPLE: Final = 4
 """Widths of a GhostNet are whole multiples of it, those inside its squeeze-and-excitation too."""
@@ -46,29 +46,6 @@ class GhostModule(nn.Module):
         """Map (B, in_dim, H, W) to (B, out_dim, H, W)."""
         primary = self.primary_conv(x)
         return torch.cat((primary, self.cheap_operation(primary)), dim=1)
-
-
-class StridedDepthwiseConv(nn.Conv2d):
-    """A depthwise convolution without bias that reduces the grid; on a CPU it trains in float32 whatever comes in.
-
-    oneDNN has no fast bfloat16 gradient of it: on one core of an EPYC Zen 4 it takes 2.5 to 11 times as long as the
-    float32 one, half of the training step of a GhostNet.
-
-    Args:
-        dim: channels.
-        kernel: side of the kernel.
-        stride: by which the grid is reduced.
-    """
-
-    def __init__(self, dim: int, kernel: int, stride: int) -> None:
-        super().__init__(dim, dim, kernel, stride, padding=kernel // 2, groups=dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, H / stride, W / stride), rounded up, in the type of the input."""
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled():
-            with torch.autocast("cpu", enabled=False):
-                return self._conv_forward(x.float(), self.weight.float(), None).to(x.dtype)
-        return super().forward(x)
 
 
 class GhostBottleneck(nn.Module):
@@ -110,7 +87,7 @@ class GhostBottleneck(nn.Module):
         self.conv_dw: nn.Module | None = None
         self.bn_dw: nn.Module | None = None
         if stride > 1:
-            self.conv_dw = StridedDepthwiseConv(hidden_dim, kernel, stride)
+            self.conv_dw = DepthwiseConv2d(hidden_dim, kernel, stride)
             self.bn_dw = nn.BatchNorm2d(hidden_dim)
             fold_pairs += [("conv_dw", "bn_dw")]
         self.se = ghost_excite(hidden_dim) if excite else None
@@ -118,7 +95,7 @@ class GhostBottleneck(nn.Module):
         self.shortcut = nn.Sequential()
         if stride > 1 or in_dim != out_dim:
             self.shortcut = nn.Sequential(
-                StridedDepthwiseConv(in_dim, kernel, stride),
+                DepthwiseConv2d(in_dim, kernel, stride),
                 nn.BatchNorm2d(in_dim),
                 nn.Conv2d(in_dim, out_dim, 1, bias=False),
                 nn.BatchNorm2d(out_dim),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Final
 
+import torch
 from torch import Tensor, nn
 
 from vitrail.config import from_options
@@ -22,6 +23,9 @@ from vitrail.layers.conv import Activation, ConvNorm, reset_conv_parameters
 from vitrail.layers.embed import as_pair
 from vitrail.layers.fusion import MultiScaleFusion
 from vitrail.models.contract import Model, ModelEntry, make_head
+
+DETAIL_START: Final = 0.1
+"""Strength with which local enhancement starts to add detail."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ class SingleHeadAttention(nn.Module):
         tokens = self.qkv(x).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, N, 2 d + C)
         q, k, v = tokens.split(self.parts, dim=-1)
         mixed = attend(q, k, v).squeeze(1).transpose(1, 2)  # (B, C, N)
-        out: Tensor = self.proj(mixed.unflatten(2, (x.shape[2], x.shape[3])))
+        out: Tensor = self.proj(torch.unflatten(mixed, 2, (x.shape[2], x.shape[3])))
         return out
 
 
@@ -218,11 +222,19 @@ class Lucarne(Model):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew; the last norm of every branch starts at zero, so that a block is the identity."""
+        """Draw all weights anew.
+
+        The last norm of every branch starts at zero, so that its block is the identity, and the local detail at a
+        tenth of its strength; at zero itself, a ReLU would let no gradient through.
+        """
         reset_conv_parameters(self)
         for module in self.modules():
             if isinstance(module, ConvBlock | AttentionBlock):
                 nn.init.zeros_(module.project.bn.weight)
+            if isinstance(module, SingleHeadAttention):
+                nn.init.zeros_(module.proj.bn.weight)
+            if isinstance(module, LocalEnhancement2d):
+                nn.init.constant_(module.bn.weight, DETAIL_START)
             if isinstance(module, MultiScaleFusion):
                 module.reset_parameters()
 
