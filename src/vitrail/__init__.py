@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from vitrail.data import open_dataset
     from vitrail.errors import VitrailError
     from vitrail.models import create_model, list_models
-    from vitrail.models.checkpoint import load_checkpoint, load_pretrained, save_checkpoint
+    from vitrail.models.checkpoint import load_checkpoint, save_checkpoint
+    from vitrail.models.pretrained import load_pretrained
     from vitrail.verbs.admit import admit
+    from vitrail.verbs.bench import bench
     from vitrail.verbs.check import check
     from vitrail.verbs.demo import demo
     from vitrail.verbs.evaluate import evaluate
     from vitrail.verbs.export import export
+    from vitrail.verbs.models import describe_models
     from vitrail.verbs.predict import predict
     from vitrail.verbs.train import train
 
@@ -27,14 +30,16 @@ _HOME: Final = {
     "Preprocess": "vitrail.config",
     "VitrailError": "vitrail.errors",
     "admit": "vitrail.verbs.admit",
+    "bench": "vitrail.verbs.bench",
     "check": "vitrail.verbs.check",
     "create_model": "vitrail.models",
     "demo": "vitrail.verbs.demo",
+    "describe_models": "vitrail.verbs.models",
     "evaluate": "vitrail.verbs.evaluate",
     "export": "vitrail.verbs.export",
     "list_models": "vitrail.models",
     "load_checkpoint": "vitrail.models.checkpoint",
-    "load_pretrained": "vitrail.models.checkpoint",
+    "load_pretrained": "vitrail.models.pretrained",
     "open_dataset": "vitrail.data",
     "predict": "vitrail.verbs.predict",
     "save_checkpoint": "vitrail.models.checkpoint",
@@ -47,9 +52,11 @@ __all__ = [
     "VitrailError",
     "__version__",
     "admit",
+    "bench",
     "check",
     "create_model",
     "demo",
+    "describe_models",
     "evaluate",
     "export",
     "list_models",

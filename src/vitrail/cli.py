@@ -43,6 +43,7 @@ VERBS: Final = {
         config.ExportConfig, "vitrail.verbs.export", "make a bundle that is proven to give the same answers"
     ),
     "check": Verb(config.CheckConfig, "vitrail.verbs.check", "repeat a bundle's proof on this machine"),
+    "bench": Verb(config.BenchConfig, "vitrail.verbs.bench", "measure how fast models are, side by side"),
     "models": Verb(config.ModelsConfig, "vitrail.verbs.models", "list what can be trained, with its cost"),
 }
 

@@ -5,68 +5,20 @@ The same dataclasses make the command line (``vitrail train SOURCE --epochs 10``
 """
 
 import dataclasses
-import re
 from dataclasses import dataclass
-from pathlib import PurePath
-from types import UnionType
-from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from vitrail.errors import ConfigError, did_you_mean
+from vitrail.errors import ConfigError
+from vitrail.options import check_choice, check_pattern, check_range, parse_assignments, parse_count, parse_duration
+from vitrail.options import from_options as from_options
+from vitrail.preprocess import IMAGE_SIZE_RANGE
+from vitrail.preprocess import Interpolation as Interpolation
+from vitrail.preprocess import Preprocess as Preprocess
+from vitrail.preprocess import ResizeMode as ResizeMode
 
-Config = TypeVar("Config")
-
-ResizeMode = Literal["crop", "squash", "pad"]
-Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 SplitName = Literal["train", "val", "test"]
+Runtime = Literal["eager", "compiled", "onnx", "onnx-int8"]
 AugmentStrength = Literal["auto", "none", "light", "medium", "strong"]
-
-IMAGE_SIZE_RANGE = (4, 4096)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocess:
-    """How a picture becomes the numbers a model sees; travels with every checkpoint, run and bundle.
-
-    A picture is oriented by its EXIF tag, made RGB, resized to ``image_size`` and then normalised as
-    ``(value / 255 - mean) / std`` per channel.
-    """
-
-    image_size: tuple[int, int]
-    """Height and width in pixels."""
-    resize: ResizeMode = "crop"
-    """crop: shorter side to the size, centre cut out. squash: both sides to the size. pad: longer side, black bars."""
-    crop_fraction: float = 1.0
-    """Share of the resized shorter side that a centre crop keeps, in (0, 1]; only for resize "crop"."""
-    interpolation: Interpolation = "bicubic"
-    """Filter of the resizing."""
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Per channel (red, green, blue), of values in [0, 1]."""
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Per channel, positive."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that no picture can be prepared with."""
-        low, high = IMAGE_SIZE_RANGE
-        if not all(low <= side <= high for side in self.image_size):
-            raise ConfigError(
-                f"image_size is {self.image_size}; it takes height and width from {low} to {high} pixels."
-            )
-        if not 0 < self.crop_fraction <= 1:
-            raise ConfigError(f"crop_fraction is {self.crop_fraction}; it takes a number above 0 and up to 1.")
-        _check_choice("resize", self.resize, ResizeMode)
-        _check_choice("interpolation", self.interpolation, Interpolation)
-        if min(self.std) <= 0:
-            raise ConfigError(f"std is {self.std}; it takes three numbers above 0.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data that JSON can hold."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
-        values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in data.items()}
-        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +31,25 @@ class DataConfig:
     """Share of the images held out for the test, in [0, 0.5], where the source has no folders for its splits."""
     seed: int = 0
     """Decides the split, the initial weights, the order of the images and every augmentation."""
+    group_by: str | None = None
+    """Regular expression for paths; images where its group "group", first group or match is the same stay together."""
+    duplicates: Literal["near", "exact", "off"] = "near"
+    """What counts as the same image: resized, compressed or slightly cut copies too, equal pixels only, or nothing."""
+    mirrored: bool = False
+    """Count mirrored images as the same too."""
+    keep_leaks: bool = False
+    """Leave images in val and test though they, or others of their group, are in train too; else they are dropped."""
 
     def __post_init__(self) -> None:
         """Refuse shares that leave nothing to train on."""
-        _check_range("val_fraction", self.val_fraction, 0, 0.5, open_low=True)
-        _check_range("test_fraction", self.test_fraction, 0, 0.5)
-        _check_range("seed", self.seed, 0, 2**31 - 1)
+        check_choice("duplicates", self.duplicates, Literal["near", "exact", "off"])
+        if self.mirrored and self.duplicates != "near":
+            raise ConfigError(f"mirrored looks for near duplicates, and duplicates is {self.duplicates!r}. Give near.")
+        if self.group_by is not None:
+            check_pattern("group_by", self.group_by)
+        check_range("val_fraction", self.val_fraction, 0, 0.5, open_low=True)
+        check_range("test_fraction", self.test_fraction, 0, 0.5)
+        check_range("seed", self.seed, 0, 2**31 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +73,15 @@ class TrainConfig(DataConfig):
 
     # What is trained
     model: str = "auto"
-    """A name of `vitrail models`. "auto": that of `pretrained`, else a ViT whose size and patch suit the images."""
+    """A name of `vitrail models`, or a checkpoint with its weights: hf-hub:org/name, timm's name with its tag, a run, a
+    file, a folder; or timm:NAME, transformers:NAME. "auto": that of `pretrained`, else lucarne_s."""
+    options: tuple[str, ...] = ()
+    """Options of the model's family, such as pool=mean layer_scale=1e-4."""
     pretrained: str | None = None
     """Start from these weights: a run, a .safetensors file, a folder in Hugging Face's layout or hf-hub:org/name."""
     image_size: int | None = None
-    """Side of the square the model sees, in pixels. Default: the size in the model's name, else what most images have,
-    at most 224."""
+    """Side of the square the model sees, in pixels. Default: that of the weights or in the model's name, else what most
+    images have, at most 224, and at least two cells of the model's last grid: smaller images are enlarged."""
     local: bool = False
     """Add adaptive local enhancement to the blocks of a ViT."""
     fusion: bool = False
@@ -147,21 +115,45 @@ class TrainConfig(DataConfig):
     accumulate: int = 1
     """Batches whose gradients are summed before each step of the optimizer."""
     optimizer: str = "adamw"
-    """adamw or sgd."""
+    """adamw, sgd, muon8, muon (torch's own), lion or adafactor."""
     lr: float | None = None
     """Highest learning rate. Default: by the optimizer and the batch size; a tenth of it with `pretrained`."""
     weight_decay: float | None = None
     """Weight decay of matrices and convolutions; vectors, norms and positions have none. Default: by the optimizer."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from a layer to the one before it, in (0, 1]. Default: 0.75 for a ViT with
+    `pretrained`, else 1."""
+    head_first: int = 0
+    """Epochs at the start in which only the head learns, and the rest computes as in evaluation."""
     warmup: float = 0.1
     """Share of the training in which the learning rate rises from 0, in [0, 0.5]."""
     label_smoothing: float = 0.1
     """Probability mass spread over all classes, in [0, 1)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of the classes in the loss. balanced: inverse to their number of training images, 1 on average."""
+    sampling: Literal["plain", "balanced"] = "plain"
+    """Training images of an epoch. plain: each once. balanced: as many of every class, drawn again where few."""
     grad_clip: float = 1.0
     """Largest L2 norm of all gradients together; 0 switches clipping off."""
     ema: bool = True
     """Evaluate and keep an exponential moving average of the weights."""
     patience: int | None = None
     """Stop after this many epochs without a better validation accuracy. Default: never."""
+
+    # A teacher
+    teacher: str | None = None
+    """Learn from the answers of this trained model too: a run or a .safetensors file that knows the same classes."""
+    distill: Literal["soft", "hard"] = "soft"
+    """What is learnt of the teacher: its probabilities, or the class it finds most probable."""
+    distill_weight: float = 0.5
+    """Share of the loss that compares with the teacher's answers, in [0, 1]; the rest compares with the labels."""
+    distill_temperature: float = 3.0
+    """By which logits are divided before soft answers are compared, from 0.1 to 100."""
+    distill_features: float = 0.0
+    """Weight of the distance between pooled features, added to the loss; 0 leaves it out."""
+    distill_cache: Literal["auto", "off"] | int = "off"
+    """Epochs after which order and augmentation repeat, so that the teacher's answers can be kept. "auto": where that
+    at least halves the multiply-adds."""
 
     # The machine
     device: str = "auto"
@@ -184,19 +176,41 @@ class TrainConfig(DataConfig):
     def __post_init__(self) -> None:
         """Refuse values outside their range, each with its name, its value and what is allowed."""
         super().__post_init__()
-        for name in ("augment", "cache", "precision", "compile", "resize"):
-            _check_choice(name, getattr(self, name), get_type_hints(type(self))[name])
+        for name in ("augment", "cache", "precision", "compile", "resize", "class_weights", "sampling"):
+            check_choice(name, getattr(self, name), get_type_hints(type(self))[name])
         for name in ("epochs", "batch_size", "patience", "accumulate", "workers"):
-            _check_range(name, getattr(self, name), 1, 2**31 - 1)
-        if self.image_size is not None:
-            _check_range("image_size", self.image_size, *IMAGE_SIZE_RANGE)
-        _check_range("drop_path", self.drop_path, 0, 0.99)
-        _check_range("label_smoothing", self.label_smoothing, 0, 0.99)
-        _check_range("warmup", self.warmup, 0, 0.5)
+            check_range(name, getattr(self, name), 1, 2**31 - 1)
+        check_range("image_size", self.image_size, *IMAGE_SIZE_RANGE)
+        check_range("drop_path", self.drop_path, 0, 0.99)
+        check_range("label_smoothing", self.label_smoothing, 0, 0.99)
+        check_range("warmup", self.warmup, 0, 0.5)
+        check_range("layer_decay", self.layer_decay, 0, 1, open_low=True)
+        check_range("head_first", self.head_first, 0, 2**31 - 1)
+        object.__setattr__(self, "options", tuple(self.options))  # JSON has no tuples
+        parse_assignments("options", self.options)
         for name in ("lr", "weight_decay", "grad_clip", "mixup", "cutmix"):
-            _check_range(name, getattr(self, name), 0, 1e3)
+            check_range(name, getattr(self, name), 0, 1e3)
         if self.time_budget is not None:
             parse_duration(self.time_budget)
+        self._check_distillation()
+
+    def _check_distillation(self) -> None:
+        check_choice("distill", self.distill, Literal["soft", "hard"])
+        check_range("distill_weight", self.distill_weight, 0, 1)
+        check_range("distill_temperature", self.distill_temperature, 0.1, 100)
+        check_range("distill_features", self.distill_features, 0, 1e3)
+        cache = self.distill_cache
+        if cache not in {"auto", "off"} and (not isinstance(cache, int) or isinstance(cache, bool) or cache < 1):
+            raise ConfigError(f"distill_cache is {cache!r}; it takes 'auto', 'off' or a number of epochs from 1.")
+        fields = [item for item in dataclasses.fields(self) if item.name.startswith("distill")]
+        given = [item.name for item in fields if getattr(self, item.name) != item.default]
+        if given and self.teacher is None:
+            raise ConfigError(f"{', '.join(given)} says how to learn from a teacher, and none is given. Add teacher.")
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """The options of the model's family by name, their values read as JSON, or as text where they are none."""
+        return parse_assignments("options", self.options)
 
     @property
     def time_budget_s(self) -> float | None:
@@ -227,10 +241,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        _check_choice("precision", self.precision, get_type_hints(type(self))["precision"])
-        _check_range("batch_size", self.batch_size, 1, 2**31 - 1)
+        check_choice("precision", self.precision, get_type_hints(type(self))["precision"])
+        check_range("batch_size", self.batch_size, 1, 2**31 - 1)
         if self.split is not None:
-            _check_choice("split", self.split, SplitName)
+            check_choice("split", self.split, SplitName)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,9 +268,9 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        _check_choice("format", self.format, get_type_hints(type(self))["format"])
-        _check_range("batch_size", self.batch_size, 1, 2**31 - 1)
-        _check_range("top_k", self.top_k, 1, 2**31 - 1)
+        check_choice("format", self.format, get_type_hints(type(self))["format"])
+        check_range("batch_size", self.batch_size, 1, 2**31 - 1)
+        check_range("top_k", self.top_k, 1, 2**31 - 1)
         if not self.images:
             raise ConfigError("No images were named. Give files, folders or globs after the model.")
 
@@ -280,8 +294,8 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        _check_choice("format", self.format, get_type_hints(type(self))["format"])
-        _check_range("tolerance", self.tolerance, 0, 1, open_low=True)
+        check_choice("format", self.format, get_type_hints(type(self))["format"])
+        check_range("tolerance", self.tolerance, 0, 1, open_low=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,13 +307,71 @@ class CheckConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Every knob of `vitrail bench`: how fast models are, side by side on this machine."""
+
+    models: tuple[str, ...]
+    """Names of `vitrail models`, runs, checkpoints and bundles; the others are compared with the first."""
+    runtimes: tuple[Runtime, ...] = ("eager", "onnx")
+    """PyTorch as it is, PyTorch through torch.compile, onnxruntime, and onnxruntime with matrix products in int8."""
+    precision: tuple[Literal["fp32", "bf16"], ...] = ("fp32",)
+    """Numbers of the heavy matrix products in PyTorch; onnxruntime computes in fp32."""
+    batch_size: tuple[int, ...] = (1, 16)
+    """Images per forward pass."""
+    threads: tuple[int, ...] = ()
+    """Threads on the CPU. Default: 1, and one per processor core."""
+    image_size: int | None = None
+    """Side in pixels for the models given by name. Default: that of the published model; trained models keep theirs."""
+    rounds: int = 5
+    """How often each is measured, in turns; one more round before them is thrown away."""
+    time_budget: str | None = None
+    """Longest time, such as "5m": turns get shorter, and no round starts after it. Default: half a second a turn."""
+    device: str = "cpu"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    out: str = "runs"
+    """Folder of all runs; the measurement is written to a new folder in it."""
+    name: str | None = None
+    """Name of the new folder. Default: the first model's name. A number is added when it exists."""
+    quiet: bool = False
+    """Show no progress."""
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ConfigError("No model was named. Give names of `vitrail models`, runs, checkpoints or bundles.")
+        for name, choice in (("runtimes", Runtime), ("precision", Literal["fp32", "bf16"])):
+            for value in getattr(self, name):
+                check_choice(name, value, choice)
+        for name, values in (("batch_size", self.batch_size), ("threads", self.threads)):
+            for value in values:
+                check_range(name, value, 1, 2**16)
+        check_range("image_size", self.image_size, *IMAGE_SIZE_RANGE)
+        check_range("rounds", self.rounds, 1, 10_000)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelsConfig:
-    """Every knob of `vitrail models`: what can be trained."""
+    """Every knob of `vitrail models`: what can be trained, and what each costs."""
 
     patterns: tuple[str, ...]
     """Only names that match one of these, such as "vit_tiny*". Default: all."""
-    image_size: int = 224
-    """Side in pixels for which the multiply-adds are counted."""
+    max_params: str | None = None
+    """Only models of at most as many parameters, such as "5M" or "800k"."""
+    max_macs: str | None = None
+    """Only models of at most as many multiply-adds for one image, such as "500M" or "0.5G"."""
+    image_size: int | None = None
+    """Side in pixels for which the multiply-adds are counted. Default: that of the published model."""
+    sort: Literal["family", "name", "params", "macs", "accuracy"] = "family"
+    """Order: by family, by name, the least parameters or multiply-adds first, or the highest accuracy first."""
+    format: Literal["table", "csv", "json"] = "table"
+    """What is printed."""
+
+    def __post_init__(self) -> None:
+        for name in ("sort", "format"):
+            check_choice(name, getattr(self, name), get_type_hints(type(self))[name])
+        for limit in (self.max_params, self.max_macs):
+            if limit is not None:
+                parse_count(limit)
+        check_range("image_size", self.image_size, *IMAGE_SIZE_RANGE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,63 +382,5 @@ class DemoConfig:
     """Folder of all runs."""
     seed: int = 0
     """Decides the split, the initial weights, the order of the images and every augmentation."""
-    epochs: int = 60
+    epochs: int = 40
     """Passes over the training images."""
-
-
-def from_options(kind: type[Config], options: dict[str, Any]) -> Config:
-    """Build the dataclass ``kind`` from keyword arguments; paths become text.
-
-    Raises:
-        ConfigError: for an option it does not have, with the nearest one it has, or a value of another type.
-    """
-    known = get_type_hints(kind)
-    values = {name: str(value) if isinstance(value, PurePath) else value for name, value in options.items()}
-    for name, value in values.items():
-        if name not in known:
-            raise ConfigError(f"There is no option {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-        if not _is_of_type(value, known[name]):
-            wanted = known[name].__name__ if isinstance(known[name], type) else known[name]
-            raise ConfigError(f"{name} is {value!r}, of the type {type(value).__name__}; it takes {wanted}.")
-    return kind(**values)
-
-
-def parse_duration(text: str) -> float:
-    """Return the seconds of a time such as "90s", "10m", "1.5h" or "90" (seconds).
-
-    Raises:
-        ConfigError: if the text is no such time, or is not above zero.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|d)?\s*", text)
-    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2] or "s"] if match else 0.0
-    if seconds <= 0:
-        raise ConfigError(f"{text!r} is not a time. Give a number with s, m, h or d, such as 90s, 10m or 2h.")
-    return seconds
-
-
-def _is_of_type(value: object, hint: Any) -> bool:
-    """Return whether an option's value may be given where ``hint`` stands; which words it takes is checked later."""
-    if get_origin(hint) in {Union, UnionType}:
-        return any(_is_of_type(value, each) for each in get_args(hint))
-    if get_origin(hint) is Literal:
-        return True
-    if get_origin(hint) is tuple:
-        return isinstance(value, list | tuple)
-    if isinstance(value, bool):  # which Python counts among the integers
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
-
-
-def _check_range(name: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:
-    if value is None:
-        return
-    if not low <= value <= high or (open_low and value == low):
-        bounds = f"above {low}" if open_low else f"from {low}"
-        raise ConfigError(f"{name} is {value}; it takes a number {bounds} to {high}.")
-
-
-def _check_choice(name: str, value: object, choice: Any) -> None:
-    allowed = get_args(choice) if get_origin(choice) is Literal else ()
-    if value not in allowed:
-        hint = did_you_mean(str(value), allowed)
-        raise ConfigError(f"{name} is {value!r}; it takes {', '.join(map(repr, allowed))}.{hint}")

@@ -1,10 +1,13 @@
 """Multiply-adds are those of the formulas, attention's products among them, whatever kernel computes it."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from vitrail.evaluation.cost import measure_latency, model_cost
+from vitrail.evaluation.cost import build_on_meta, measure_latency, model_cost
+from vitrail.models import create_model, list_models
 
 
 class PlainVit(nn.Module):
@@ -48,8 +51,6 @@ def test_a_vit_costs_what_the_formula_says_attention_included():
 
 
 def test_vitrails_own_vit_costs_the_same():
-    from vitrail.models import create_model
-
     assert model_cost(create_model("vit_tiny_patch16"), (224, 224)).macs == vit_macs()
 
 
@@ -93,3 +94,50 @@ def test_latency_counts_its_runs_and_orders_its_percentiles():
 
 def test_a_slow_model_is_measured_at_least_once():
     assert measure_latency(lambda: None, num_warmup=5, num_runs=50, time_limit_s=0.0, threads=2).num_runs == 1
+
+
+def counted_by_pytorch(model, image_size):
+    """Multiply-adds and outputs with PyTorch's own counter and its own meta kernels."""
+    with torch.device("meta"):
+        images = torch.empty(1, 3, *image_size)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        shape = model(images).shape
+    return counter.get_total_flops() // 2, shape
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_counting_by_shapes_alone_agrees_with_pytorchs_counter_on_every_model(name):
+    model = build_on_meta(lambda: create_model(name)).eval()
+    macs, _ = counted_by_pytorch(model, model.image_size)
+    assert model_cost(model, model.image_size).macs == macs
+
+
+def test_a_model_built_on_meta_has_the_shapes_of_a_real_one():
+    real, meta = create_model("vit_micro_patch8"), build_on_meta(lambda: create_model("vit_micro_patch8"))
+    assert {name: each.shape for name, each in real.state_dict().items()} == {
+        name: each.shape for name, each in meta.state_dict().items()
+    }
+    assert all(each.is_meta for each in meta.state_dict().values())
+
+
+def test_shapes_of_uncommon_layers_are_right_too():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down = nn.Conv2d(3, 8, (3, 5), stride=(2, 1), padding=(0, 2), dilation=(2, 1), bias=False)
+            self.up = nn.ConvTranspose2d(8, 6, 3, stride=2)
+            self.norms = nn.Sequential(nn.BatchNorm2d(6), nn.GroupNorm(2, 6), nn.Hardswish(inplace=True))
+            self.mixed = nn.Linear(6, 5, bias=False)
+
+        def forward(self, x):
+            x = self.norms(self.up(self.down(x)))
+            x = torch.cat([x, x.mean(1, keepdim=True).expand_as(x)], dim=-1)
+            x = x * x.mean(dim=(-1, -2), keepdim=True)
+            return self.mixed(x.flatten(2).transpose(1, 2)) + (x.sum() > 0)
+
+    model = Odd().eval()
+    meta = build_on_meta(Odd).eval()
+    macs, shape = counted_by_pytorch(meta, (21, 18))
+    assert shape == model(torch.randn(1, 3, 21, 18)).shape
+    assert model_cost(model, (21, 18)).macs == macs

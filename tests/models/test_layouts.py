@@ -12,8 +12,8 @@ from torch import Tensor
 from vitrail.config import Preprocess
 from vitrail.errors import CheckpointError
 from vitrail.models import Model, create_model
-from vitrail.models.checkpoint import load_pretrained
-from vitrail.models.layouts import describe
+from vitrail.models.describe import describe
+from vitrail.models.pretrained import load_pretrained
 
 CLASSES = ("ash", "birch", "cedar")
 
@@ -114,8 +114,8 @@ def test_another_number_of_heads_is_refused_although_every_shape_fits(
     [
         ({"model_type": "deit"}, "'deit'"),
         ({"hidden_act": "quick_gelu"}, "'quick_gelu'"),
-        ({"id2label": {"1": "a"}}, "does not fit a ViT"),
-        ({"image_size": "big"}, "does not fit a ViT"),
+        ({"id2label": {"1": "a"}}, "cannot be understood"),
+        ({"image_size": "big"}, "cannot be understood"),
     ],
 )
 def test_a_description_that_is_not_supported_is_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:

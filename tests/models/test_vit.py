@@ -7,6 +7,7 @@ import torch
 from vitrail.errors import ConfigError, UnknownNameError
 from vitrail.layers.embed import resample_position_embedding
 from vitrail.models import MODELS, ModelSpec, create_model, list_models
+from vitrail.models.vit import MODELS as VITS
 from vitrail.models.vit import VisionTransformer, VitOptions, VitShape
 
 SHAPE = VitShape(dim=32, depth=4, heads=2, mlp_ratio=2.0)
@@ -319,7 +320,7 @@ def test_feature_info_tells_the_width_and_stride_of_each_depth():
     assert info[0] == {"name": "block0", "channels": 32, "stride": (8, 4)}
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", list(VITS))
 def test_every_name_builds_its_patch_size_and_can_be_built_again_from_its_spec(name):
     patch = int(name.rpartition("patch")[2])
     with torch.device("meta"):
@@ -357,9 +358,9 @@ def test_the_pyramid_fuses_three_resolutions_on_twice_the_grid():
 
 
 def test_list_models_takes_a_pattern():
-    assert len(list_models()) == len(MODELS) == 21
+    assert len(list_models()) == len(MODELS)
     assert list_models("vit_large_*14") == ["vit_large_patch14"]
-    assert list_models("resnet*") == []
+    assert list_models("resnet*") == ["resnet18", "resnet34", "resnet50"]
 
 
 @pytest.mark.parametrize("name", ["vit_tinny_patch16", "vit_tinny_patch16_224"])

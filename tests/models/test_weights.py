@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vitrail.errors import CheckpointError
 from vitrail.models import Model, create_model
-from vitrail.models.checkpoint import load_checkpoint, load_pretrained
+from vitrail.models.checkpoint import load_checkpoint
+from vitrail.models.pretrained import load_pretrained
 
 
 def small_vit(**options: Any) -> Model:

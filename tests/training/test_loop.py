@@ -9,10 +9,10 @@ from vitrail.errors import ConfigError, TrainingError
 from vitrail.optim import warmup_cosine
 from vitrail.runtime.precision import Precision
 from vitrail.tasks import Classification
-from vitrail.training import TrainPlan, steps
+from vitrail.training import Supervised, TrainPlan, steps
 from vitrail.training.window import Window
 
-TASK = Classification(3)
+TASK = Supervised(Classification(3))
 
 
 def test_the_loop_agrees_with_a_plain_loop_of_torch(make_state, batches, fp32):

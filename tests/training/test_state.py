@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from vitrail.errors import CheckpointError, StorageError
 from vitrail.optim import parameter_groups
 from vitrail.tasks import Classification
-from vitrail.training import TrainPlan, TrainState, steps
+from vitrail.training import Supervised, TrainPlan, TrainState, steps
 
-TASK = Classification(3, label_smoothing=0.1)
+TASK = Supervised(Classification(3, label_smoothing=0.1))
 PLAN = TrainPlan(epochs=3, accumulate=1)
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 
 import pytest
 
@@ -66,3 +68,40 @@ def test_a_look_is_never_written_over(colours, contents, tmp_path, number):
     others = [vitrail.admit(colours, out=tmp_path).path.name for _ in range(number - 1)]
     assert others[-1] == f"colours-{number}"
     assert contents(first) == before
+
+
+def test_the_page_and_the_findings_show_what_is_wrong(colours, tmp_path, command):
+    source = shutil.copytree(colours, tmp_path / "colours")
+    shutil.copy(source / "red" / "00.png", source / "blue" / "copy <b>.png")
+    shutil.copy(source / "red" / "01.png", source / "red" / "again.png")
+    (source / "red" / "broken.png").write_bytes(b"?")
+    admission = vitrail.admit(source, out=tmp_path / "runs")
+    findings = json.loads((admission.path / "findings.json").read_text())
+    assert [(pair["first"], pair["second"], pair["kind"]) for pair in findings["pairs"]] == [
+        ("blue/copy <b>.png", "red/00.png", "exact"),
+        ("red/01.png", "red/again.png", "exact"),
+    ]
+    assert list(findings["refused"]) == ["red/broken.png"]
+    page = admission.report_path.read_text(encoding="utf-8")
+    assert "two labels" in page
+    assert "copy <b>" not in page
+    assert "copy &lt;b&gt;" in page
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
+    answer = command("data", source, "--out", tmp_path / "runs")
+    assert answer.code == 0
+    assert "warning: 1 pair of the same image under two labels: one of the labels is wrong." in answer.out
+
+
+def test_training_says_what_leaks_and_weights_the_classes(colours, tmp_path, quick):
+    source = tmp_path / "split"
+    for split, first in (("train", 0), ("val", 8), ("test", 12)):
+        for label in ("blue", "red"):
+            for number in range(first, first + 8):
+                target = source / split / label / f"{number:02}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(colours / label / f"{number % 18:02}.png", target)
+    options = {**quick, "quiet": False, "epochs": 1, "class_weights": "balanced", "sampling": "balanced"}
+    result = vitrail.train(source, **options, out=tmp_path / "runs")
+    assert not result.interrupted
+    report = json.loads((result.path / "report.json").read_text())
+    assert any("left out of val and test" in caveat for caveat in report["caveats"])

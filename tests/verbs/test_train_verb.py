@@ -77,7 +77,7 @@ def test_the_folder_of_a_run_explains_itself(trained, colours):
 def test_the_configuration_of_a_run_has_nothing_undecided(trained):
     config = json.loads((trained.path / "config.json").read_text())
     means_of_the_machine = {"cache", "compile"}  # and the device, which is given here
-    not_asked_for = {"pretrained", "time_budget", "patience"}
+    not_asked_for = {"group_by", "pretrained", "teacher", "time_budget", "patience"}
     assert {name for name, value in config.items() if value == "auto"} == means_of_the_machine
     assert {name for name, value in config.items() if value is None} == not_asked_for
     assert config["name"] == "colours"
@@ -249,8 +249,8 @@ def test_model_auto_is_written_down_by_its_name(pictures, tmp_path):
     source = pictures(tmp_path / "source", {"blue": 4, "red": 4}, side=40)
     result = vitrail.train(source, epochs=1, quiet=True, out=tmp_path)
     config = json.loads((result.path / "config.json").read_text())
-    assert (config["model"], config["image_size"], config["batch_size"]) == ("vit_micro_patch4", 40, 4)
-    assert result.path.name == "vit_micro_patch4"
+    assert (config["model"], config["image_size"], config["batch_size"]) == ("lucarne_s", 64, 4)
+    assert result.path.name == "lucarne_s"
 
 
 def test_names_of_classes_may_be_any_that_a_file_system_holds(quick, pictures, tmp_path):

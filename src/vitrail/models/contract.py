@@ -73,6 +73,8 @@ class ModelEntry:
     """Sides are best whole multiples of it: the patch of a ViT, the last stride of a model with stages."""
     published: Published = Published()
     """Accuracy and cost in the literature."""
+    lr_scale: float = 1.0
+    """Factor on the learning rate that suits a ViT, where another was found to suit better."""
 
 
 class Model(nn.Module):

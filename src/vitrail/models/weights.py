@@ -21,6 +21,9 @@ HUB_PREFIX: Final = "hf-hub:"
 
 _PICKLE_SUFFIXES: Final = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar"}
 
+WEIGHTS_SUFFIXES: Final = frozenset({".safetensors", *_PICKLE_SUFFIXES})
+"""Ends of names by which a file of weights is known, whether it is loaded or refused with the reason."""
+
 _FLOAT_TYPES: Final = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 

@@ -3,7 +3,6 @@
 Axes: B batch, H and W height and width in pixels, C classes.
 """
 
-import copy
 import json
 import logging
 import warnings
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from vitrail.config import Preprocess
 from vitrail.errors import ConfigError
+from vitrail.layers.conv import fold
 from vitrail.runtime.files import atomic_path
 from vitrail.version import __version__
 
@@ -68,7 +68,8 @@ def export_onnx(
 
     The input ``images`` is uint8 RGB ``(B, H, W, 3)``, already resized to ``preprocess.image_size``: how a picture is
     resized is told in the file's metadata and not part of the graph. The outputs are ``logits`` ``(B, C)`` and
-    ``probabilities``, the softmax of the logits divided by ``temperature``. The model itself is left as it was.
+    ``probabilities``, the softmax of the logits divided by ``temperature``. Batch norms and parallel branches are
+    folded into convolutions. The model itself is left as it was.
 
     Args:
         model: takes normalised images ``(B, 3, H, W)`` and gives logits ``(B, C)``.
@@ -83,7 +84,7 @@ def export_onnx(
     """
     if not temperature > 0:
         raise ConfigError(f"temperature is {temperature}; it takes a number above 0.")
-    deployed = DeployedClassifier(copy.deepcopy(model).cpu().float(), preprocess, temperature).eval()
+    deployed = DeployedClassifier(fold(model).cpu().float(), preprocess, temperature).eval()
     graph = _trace(deployed, preprocess.image_size)
     num_logits = graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     if num_logits != len(classes):

@@ -5,6 +5,8 @@ Axes: B images, C classes.
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,15 +25,23 @@ class Classification:
     Source: Szegedy et al., Rethinking the Inception Architecture, arXiv 1512.00567, section 7.
     """
 
+    class_weights: tuple[float, ...] | None = None
+    """By which the loss of each class is multiplied; None: 1 for all."""
+
     def __post_init__(self) -> None:
         """Refuse a task that cannot be learnt."""
         if self.num_classes < 2:
             raise ConfigError(f"num_classes is {self.num_classes}; a classification needs at least 2 classes.")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing is {self.label_smoothing}; it takes a number from 0 and below 1.")
+        if self.class_weights is not None and len(self.class_weights) != self.num_classes:
+            raise ConfigError(f"class_weights has {len(self.class_weights)} numbers for {self.num_classes} classes.")
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy as a scalar in fp32, whatever the precision of the logits.
+
+        With weights, those of the targets count; the mean is over the images, whatever their weights, so that targets
+        of both kinds have the same scale.
 
         Args:
             logits: (B, C).
@@ -39,7 +49,13 @@ class Classification:
         """
         if targets.is_floating_point():
             targets = targets.float()
-        return F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+        if self.class_weights is None:
+            return F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+        weights = torch.tensor(self.class_weights, device=logits.device)
+        losses = F.cross_entropy(
+            logits.float(), targets, weights, reduction="none", label_smoothing=self.label_smoothing
+        )
+        return losses.mean()
 
     def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return (B,) booleans: whether the largest logit is the label's, or the most probable label's of a mixture.
@@ -50,3 +66,17 @@ class Classification:
         """
         labels = targets.argmax(dim=1) if targets.ndim == 2 else targets
         return logits.argmax(dim=1) == labels
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> tuple[float, ...]:
+    """Return weights inverse to the number of images of each class, so that their mean over the images is 1.
+
+    Args:
+        labels: int (n,), of the training images.
+        num_classes: C; a class without images gets the weight 0.
+
+    Of n images and C classes a class with m images gets n / (C m), as with scikit-learn's ``class_weight="balanced"``.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    weights = np.where(counts > 0, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
+    return tuple(weights.tolist())

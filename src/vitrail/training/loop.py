@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,31 +18,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from vitrail.errors import ConfigError
 from vitrail.optim import warmup_cosine
 from vitrail.runtime.precision import Precision
-from vitrail.tasks import Classification
+from vitrail.training.freeze import set_training
+from vitrail.training.objective import Objective, TrainBatch, TrainBatches
 from vitrail.training.state import TrainState
 from vitrail.training.window import STEPS_PER_READ_ON_GPU, Window
-
-
-class TrainBatch(Protocol):
-    """What a step learns from, on the model's device."""
-
-    @property
-    def images(self) -> Tensor:
-        """(B, 3, H, W) floats, normalised."""
-
-    @property
-    def targets(self) -> Tensor:
-        """(B,) class indices or (B, C) probabilities."""
-
-
-class TrainBatches(Protocol):
-    """Where batches come from; each is a function of the epoch and of its place in it."""
-
-    def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
-
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[TrainBatch]:
-        """Return the batches of an epoch (from 0), beginning with ``start_batch``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +37,8 @@ class TrainPlan:
     """Batches per step of the optimizer; the last step of an epoch takes those that are left."""
     grad_clip: float = 1.0
     """Largest L2 norm of all gradients together; 0 switches clipping off."""
+    head_first: int = 0
+    """Epochs at the start in which only the head learns."""
 
     def __post_init__(self) -> None:
         """Refuse a training without an end."""
@@ -113,12 +94,12 @@ class StepReport:
 
 def steps(
     state: TrainState,
-    task: Classification,
+    objective: Objective,
     loader: TrainBatches,
     plan: TrainPlan,
     precision: Precision,
     *,
-    forward: Callable[[Tensor], Tensor] | None = None,
+    forward: Callable[[Tensor], Any] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepReport]:
     """Train, one step of the optimizer at a time, from where ``state`` is.
@@ -128,18 +109,19 @@ def steps(
 
     Args:
         state: is changed in place; whole whenever a report is yielded.
-        task: gives the loss.
+        objective: gives the loss.
         loader: gives the batches.
         plan: how long and how.
         precision: of the forward pass.
-        forward: called in place of ``state.model``, for example its compiled form.
+        forward: called in place of the objective's network, for example its compiled form.
         stop: asked once per step; when true, that step is the last.
 
     Raises:
         TrainingError: at the first loss or gradient that is not finite; says at which step. On the CPU the weights
             are those of before that step. On a GPU they are not to be used.
     """
-    parameters = list(state.model.parameters())
+    parameters = state.parameters()
+    forward = forward or objective.network(state.model)
     on_cpu = parameters[0].device.type == "cpu"
     window = Window(state, steps_per_read=1 if on_cpu else STEPS_PER_READ_ON_GPU)
     while not plan.is_over(state):
@@ -149,10 +131,9 @@ def steps(
             num_batches = min(plan.accumulate, len(loader) - state.batch)
             epoch, epoch_end = state.epoch, state.batch + num_batches >= len(loader)
             lr = _set_lr(state, plan, len(loader))
-            if not state.model.training:
-                state.model.train()
+            set_training(state, head_only=epoch < plan.head_first)
             group = itertools.islice(batches, num_batches)
-            num_images, sums = _accumulate_gradients(parameters, forward or state.model, task, group, precision)
+            num_images, sums = _accumulate_gradients(parameters, forward, objective, group, precision)
             grad_norm = _clip_gradients(parameters, plan.grad_clip)
             window.add(lr, num_images, torch.cat([sums, grad_norm.view(1)]))
             stopping = stop()
@@ -183,8 +164,8 @@ def _set_lr(state: TrainState, plan: TrainPlan, num_batches: int) -> float:
 
 def _accumulate_gradients(
     parameters: Sequence[Tensor],
-    forward: Callable[[Tensor], Tensor],
-    task: Classification,
+    forward: Callable[[Tensor], Any],
+    objective: Objective,
     batches: Iterable[TrainBatch],
     precision: Precision,
 ) -> tuple[int, Tensor]:
@@ -197,14 +178,14 @@ def _accumulate_gradients(
     sums = []
     for batch in batches:
         with precision.autocast():
-            logits = forward(batch.images)
-        loss = task.loss(logits, batch.targets)
+            outputs = forward(batch.images)
+        loss, logits = objective.loss(outputs, batch)
         size = len(batch.images)
         total, first = total + size, first or size
         # A mean over all images, whatever the sizes of the batches: each counts by its size relative to the first's,
         # and the factor that all have in common follows after the last.
         (loss * (size / first)).backward()  # type: ignore[no-untyped-call]
-        right = task.correct(logits.detach(), batch.targets).sum()
+        right = objective.correct(logits.detach(), batch.targets).sum()
         sums.append(torch.stack([loss.detach() * size, right.to(loss.dtype)]))
     assert sums, "the loader gave fewer batches than its length"
     if total != first:

@@ -42,6 +42,8 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     ema: Ema | None = None
+    companion: nn.Module | None = None
+    """What is trained with the model and thrown away at the end, such as the projection to a teacher's features."""
     epoch: int = 0
     """The epoch that the next step belongs to, from 0; also the number of whole epochs done."""
     batch: int = 0
@@ -58,6 +60,11 @@ class TrainState:
     """The largest value that `record` was given."""
     best_epoch: int | None = None
     epochs_without_improvement: int = 0
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the model and of what is trained with it."""
+        modules = [self.model] if self.companion is None else [self.model, self.companion]
+        return [parameter for module in modules for parameter in module.parameters()]
 
     def record(self, metric: float, epoch: int) -> bool:
         """Note the validation metric of ``epoch`` (higher is better); return whether it is the best so far."""
@@ -78,6 +85,8 @@ class TrainState:
         tensors |= _prefixed("rng/", _random_states(_device_of(self.model)))
         if self.ema is not None:
             tensors |= _prefixed("ema/", self.ema.module.state_dict())
+        if self.companion is not None:
+            tensors |= _prefixed("companion/", self.companion.state_dict())
         description = {
             "format": _FORMAT,
             "counters": {name: getattr(self, name) for name in _COUNTERS},
@@ -99,6 +108,8 @@ class TrainState:
             if self.ema is not None:
                 self.ema.module.load_state_dict(_with_prefix("ema/", tensors))
                 self.ema.num_updates = int(description["ema_updates"])
+            if self.companion is not None:
+                self.companion.load_state_dict(_with_prefix("companion/", tensors))
             _load_optimizer(self.optimizer, _with_prefix("optimizer/", tensors), description["optimizer"])
             for name in _COUNTERS:
                 setattr(self, name, description["counters"][name])
@@ -154,6 +165,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
         index, name = key.split("/", 1)
         entries.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            # A fused update walks through memory: what belongs to a parameter has to lie as the parameter does.
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _random_states(device: torch.device) -> dict[str, Tensor]:

@@ -1,20 +1,27 @@
 """`vitrail data`: look at images before a minute is spent on training; in Python `vitrail.admit`."""
 
+import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from vitrail.config import AdmitConfig, DataConfig, from_options
-from vitrail.data import Dataset, display_name, open_dataset
+from vitrail.data import Dataset, ImageRefusedError, Pair, display_name, open_dataset
+from vitrail.reports import Command, DataPage, Picture, ShownFinding, ShownPair, ShownPicture, write_data_page
+from vitrail.reports.datapage import MAX_PAIRS, MAX_PICTURES
 from vitrail.runtime.device import describe_machine
 from vitrail.runtime.files import write_json
 from vitrail.training import Run
+from vitrail.verbs.assess import now
 
 _MOST_REFUSED_SHOWN = 20
+_THUMBNAIL_PX = 160
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +30,13 @@ class Admission:
 
     dataset: Dataset
     path: Path
-    """The folder with the manifest: every file, its split, and why it was refused if it was."""
+    """The folder with the manifest (every file, its split, and why it was refused if it was), the findings as JSON, and
+    the page that shows them."""
+
+    @property
+    def report_path(self) -> Path:
+        """The page for people."""
+        return Run(self.path).report_path
 
 
 def admit(source: str | Path, **options: Any) -> Admission:
@@ -47,6 +60,8 @@ def run(config: AdmitConfig) -> int:
     console = Console(highlight=False)
     console.print(_table(admission.dataset))
     _print_refused(admission.dataset, console)
+    _print_findings(admission.dataset, console)
+    console.print(f"report   {display_name(admission.report_path)}", markup=False, soft_wrap=True)
     console.print(f"manifest {display_name(Run(admission.path).manifest_path)}", markup=False, soft_wrap=True)
     return 0
 
@@ -70,7 +85,69 @@ def _admit(config: AdmitConfig) -> Admission:
         folder.write_labels(dataset.classes)
         write_json(folder.environment_path, describe_machine())
         dataset.write_manifest(folder.manifest_path)
+        write_json(folder.path / "findings.json", dataset.findings.to_dict())
+        write_data_page(folder.report_path, _page(dataset, config))
     return Admission(dataset=dataset, path=folder.path)
+
+
+def _page(dataset: Dataset, config: AdmitConfig) -> DataPage:
+    findings = dataset.findings
+    leaking = {frozenset((leak.path, leak.of)) for leak in findings.leaks}
+
+    def gravity(pair: Pair) -> tuple[bool, bool, float]:
+        both = frozenset((pair.first, pair.second))
+        return pair.labels[0] == pair.labels[1], both not in leaking, -pair.similarity
+
+    show = _Pictures(dataset)
+    pairs = sorted(findings.pairs, key=gravity)[:MAX_PAIRS]
+    source = shlex.quote(config.source)
+    return DataPage(
+        title=dataset.name,
+        created_at=now(),
+        classes=tuple(display_name(label) for label in dataset.classes),
+        counts={
+            name: tuple(np.bincount(split.labels, minlength=len(dataset.classes)).tolist())
+            for name, split in dataset.splits.items()
+        },
+        findings=tuple(
+            ShownFinding(
+                text=item.text,
+                warning=item.severity == "warning",
+                kind=item.kind,
+                pictures=tuple(show(path) for path in item.paths[:MAX_PICTURES]),
+            )
+            for item in findings.items
+        ),
+        pairs=tuple(_shown_pair(pair, show, frozenset((pair.first, pair.second)) in leaking) for pair in pairs),
+        num_pairs=len(findings.pairs),
+        num_leaks=len(findings.leaks),
+        refused=tuple((refused.path, refused.reason) for refused in dataset.refused),
+        dropped=tuple((dropped.path, dropped.reason) for dropped in dataset.dropped),
+        ignored=dict(sorted(dataset.ignored.items())),
+        commands=(Command("Train on these images", f"vitrail train {source}"),),
+    )
+
+
+class _Pictures:
+    """Reads pictures for the page; one that has vanished meanwhile is shown as such."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._open = next(iter(dataset.splits.values())).pictures.open
+        self._labels = {record.path: record.label for record in dataset.records}
+
+    def __call__(self, path: str) -> ShownPicture:
+        picture: Picture | None = None
+        with suppress(ImageRefusedError):
+            image = self._open(path, _THUMBNAIL_PX)
+            image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+            picture = np.asarray(image)
+        return ShownPicture(picture=picture, name=display_name(path), note=display_name(self._labels[path]))
+
+
+def _shown_pair(pair: Pair, show: _Pictures, leaks: bool) -> ShownPair:
+    warnings = (["two labels"] if pair.labels[0] != pair.labels[1] else []) + (["in two splits"] if leaks else [])
+    verdict = "exactly the same pixels" if pair.kind == "exact" else f"{pair.kind}, similarity {pair.similarity:.3f}"
+    return ShownPair(first=show(pair.first), second=show(pair.second), verdict=verdict, warning=", ".join(warnings))
 
 
 def _table(dataset: Dataset) -> Table:
@@ -97,3 +174,11 @@ def _print_refused(dataset: Dataset, console: Console) -> None:
             console.print(
                 f"  and {len(dataset.refused) - _MOST_REFUSED_SHOWN} more; the manifest has all", markup=False
             )
+
+
+def _print_findings(dataset: Dataset, console: Console) -> None:
+    for item in dataset.findings.items:
+        console.print(f"{item.severity}: {item.text}", markup=False, soft_wrap=True)
+        if item.kind in {"leak", "conflict"}:
+            for path in item.paths[:3]:
+                console.print(f"  {display_name(path)}", markup=False, soft_wrap=True)

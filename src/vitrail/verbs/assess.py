@@ -80,6 +80,12 @@ def summarise_data(dataset: Dataset) -> DataSummary:
 def data_caveats(dataset: Dataset, assessment: Assessment) -> tuple[str, ...]:
     """Return what a reader has to know about the images before believing the numbers."""
     caveats = []
+    if kept := [leak for leak in dataset.findings.leaks if not leak.dropped]:
+        caveats.append(f"{len(kept)} images of val or test are in train too, so the scores are too high.")
+    if dataset.dropped:
+        caveats.append(f"{len(dataset.dropped)} images were left out of val and test because train has them too.")
+    if conflicts := dataset.findings.conflicts:
+        caveats.append(f"{len(conflicts)} pairs of the same image have two labels; `vitrail data` shows them.")
     if dataset.refused:
         caveats.append(f"{len(dataset.refused)} files were left out because they are broken or of no known format.")
     if absent := assessment.metrics.absent_classes:

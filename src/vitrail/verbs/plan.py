@@ -1,6 +1,6 @@
 """What "auto" and "by default" mean: the choices that a training makes for its user, in one place."""
 
-import re
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -10,9 +10,11 @@ import torch
 
 from vitrail.config import TrainConfig
 from vitrail.data import AugmentPolicy, Dataset, augment_policy
-from vitrail.errors import ConfigError
-from vitrail.models import Model, create_model
-from vitrail.models.checkpoint import read_spec
+from vitrail.errors import ConfigError, lookup
+from vitrail.models import MODELS, Model, create_model, native_image_size, split_size
+from vitrail.models.guests import is_guest
+from vitrail.models.pretrained import checkpoint_source, read_spec
+from vitrail.models.vit import VisionTransformer
 from vitrail.optim import default_lr, default_weight_decay
 from vitrail.runtime.precision import choose_precision
 from vitrail.training import choose_batch_size
@@ -20,60 +22,63 @@ from vitrail.training import choose_batch_size
 LARGEST_IMAGE_SIZE: Final = 224
 SMALLEST_IMAGE_SIZE: Final = 32
 DEFAULT_EPOCHS: Final = 50
-ENOUGH_FOR_TINY: Final = 20_000
-
-# Patch sizes that give 64 to 196 tokens: fewer lose the picture's detail, more cost their square in attention.
-_PATCH_BY_LARGEST_IMAGE: Final = ((48, 4), (112, 8), (LARGEST_IMAGE_SIZE, 16))
+AUTO_MODEL: Final = "lucarne_s"
+"""Made for phones, and learns more than a ViT from random weights in equal time (benchmarks/compare_models.py)."""
+PRETRAINED_VIT_LAYER_DECAY: Final = 0.75
 
 
 def choose_image_size(dataset: Dataset, model: str) -> int:
     """Return the side in pixels that the model's name tells, or that suits most training images.
 
-    That is their median shorter side, within 32 to 224, rounded down to a whole number of patches: of the model's, or
-    for "auto" of those that such images get.
+    That is their median shorter side, within 32 to 224, rounded down to a whole number of cells of the model's last
+    grid (patches, or strides of a convolutional model) and at least two of them. Of a model of another library, which
+    does not tell its cells, it is that of most published models.
     """
-    if sized := re.fullmatch(r".+_patch\d+_(\d+)", model):
-        return int(sized[1])
+    name, side = split_size(model)
+    if side is not None:
+        return side
+    if is_guest(name):
+        return native_image_size(name)
     shorter = dataset.splits["train"].sizes.min(axis=1)
     side = int(np.clip(np.median(shorter), SMALLEST_IMAGE_SIZE, LARGEST_IMAGE_SIZE))
-    named = re.search(r"_patch(\d+)", model)
-    patch = int(named[1]) if named else choose_patch_size(side)
-    return max(patch, side - side % patch)
-
-
-def choose_patch_size(image_size: int) -> int:
-    """Return 4, 8 or 16 pixels for images of up to 48, up to 112 and more pixels."""
-    return next((patch for largest, patch in _PATCH_BY_LARGEST_IMAGE if image_size <= largest), 16)
-
-
-def choose_model(image_size: int, num_images: int) -> str:
-    """Return the ViT for ``--model auto``: micro for fewer than 20,000 training images, tiny for more.
-
-    From random weights the larger one only begins to pay when there is much to learn from, and a CPU sees each image
-    several times as often with the smaller one.
-    """
-    size = "micro" if num_images < ENOUGH_FOR_TINY else "tiny"
-    return f"vit_{size}_patch{choose_patch_size(image_size)}"
+    cell = lookup(MODELS, name, "model").multiple
+    return max(2 * cell, side - side % cell)
 
 
 def like_pretrained(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with the model of the pretrained weights, where "auto" leaves it open and they tell it.
+    """Return the configuration with the model of the weights, where ``model`` is a checkpoint or leaves it open.
+
+    The result names a model of the table with its options, so that nobody needs the weights to build it again, and has
+    the weights as ``pretrained``.
 
     Raises:
-        CheckpointError: if the weights are missing or damaged.
-        ConfigError: if they are for images that are not square, and no size is given.
+        CheckpointError: if the weights are missing, damaged or of no known model.
+        ConfigError: if there are two sources of weights, or they are for images that are not square and no size is
+            given.
     """
-    spec = read_spec(config.pretrained) if config.pretrained and config.model == "auto" else None
-    if spec is None:
-        return config
+    source = None if config.model == "auto" else checkpoint_source(config.model, config.model_options)
+    if source is not None and config.pretrained is not None:
+        raise ConfigError(
+            f"model is {config.model}, which has weights of its own, and pretrained is {config.pretrained}. Give one."
+        )
+    if source is None:
+        if config.pretrained is None or config.model != "auto":
+            return config
+        source = config.pretrained
+    spec = read_spec(source)
     height, width = spec.image_size
     if height != width and config.image_size is None:
         raise ConfigError(
-            f"{config.pretrained} takes images of {height} x {width} pixels; training takes squares. Give image_size."
+            f"{source} takes images of {height} x {width} pixels; training takes squares. Give image_size."
         )
+    own = {name: value for name, value in spec.options.items() if name not in {"local", "fusion", "drop_path"}}
+    forms = {name: spec.options[name] for name in ("local", "fusion") if isinstance(spec.options.get(name), str)}
+    options = {**own, **forms, **config.model_options}
     return replace(
         config,
         model=spec.name,
+        pretrained=source,
+        options=tuple(f"{name}={json.dumps(value)}" for name, value in options.items()),
         image_size=config.image_size or height,
         local=config.local or bool(spec.options.get("local")),
         fusion=config.fusion or bool(spec.options.get("fusion")),
@@ -81,11 +86,10 @@ def like_pretrained(config: TrainConfig) -> TrainConfig:
 
 
 def build_model(config: TrainConfig, image_size: tuple[int, int], num_classes: int) -> Model:
-    """Create the model that a configuration describes, once its name is decided."""
+    """Create the model that a configuration describes, with fresh weights, once its name is decided."""
     switches = {name: True for name in ("local", "fusion") if getattr(config, name)}
-    return create_model(
-        config.model, num_classes=num_classes, image_size=image_size, drop_path=config.drop_path, **switches
-    )
+    options = {"drop_path": config.drop_path, **switches, **config.model_options}
+    return create_model(config.model, num_classes=num_classes, image_size=image_size, **options)
 
 
 def choose_policy(config: TrainConfig, dataset: Dataset) -> AugmentPolicy:
@@ -96,7 +100,7 @@ def choose_policy(config: TrainConfig, dataset: Dataset) -> AugmentPolicy:
 
 
 def complete(
-    config: TrainConfig, dataset: Dataset, device: torch.device, try_step: Callable[[int], None]
+    config: TrainConfig, model: Model, dataset: Dataset, device: torch.device, try_step: Callable[[int], None]
 ) -> TrainConfig:
     """Return the configuration with the augmentation, the batch size, the rates, the length and the precision decided.
 
@@ -104,6 +108,7 @@ def complete(
 
     Args:
         config: names the model already.
+        model: the one it names.
         dataset: the images.
         device: that trains.
         try_step: does a step on that many images, to see whether they fit into a GPU's memory.
@@ -113,7 +118,12 @@ def complete(
     lr = config.lr
     if lr is None:
         lr = default_lr(config.optimizer, batch_size * config.accumulate, config.pretrained is not None)
+        lr *= MODELS[config.model].lr_scale if config.model in MODELS else 1.0
     weight_decay = default_weight_decay(config.optimizer) if config.weight_decay is None else config.weight_decay
+    layer_decay = config.layer_decay
+    if layer_decay is None:
+        is_vit = isinstance(model, VisionTransformer)
+        layer_decay = PRETRAINED_VIT_LAYER_DECAY if is_vit and config.pretrained is not None else 1.0
     epochs = config.epochs
     if epochs is None and config.time_budget is None:
         epochs = DEFAULT_EPOCHS
@@ -128,5 +138,6 @@ def complete(
         batch_size=batch_size,
         lr=lr,
         weight_decay=weight_decay,
+        layer_decay=layer_decay,
         precision="bf16" if choose_precision(config.precision, device).dtype == torch.bfloat16 else "fp32",
     )

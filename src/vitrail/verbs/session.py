@@ -1,5 +1,6 @@
 """A training in progress: everything it needs, assembled from a configuration or from an interrupted run."""
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,18 +15,20 @@ from vitrail.errors import ConfigError
 from vitrail.evaluation.metrics import classification_metrics
 from vitrail.evaluation.predict import TorchPredictor, collect
 from vitrail.models import Model
-from vitrail.models.checkpoint import load_pretrained, save_checkpoint
+from vitrail.models.checkpoint import save_checkpoint
+from vitrail.models.pretrained import load_pretrained
 from vitrail.optim import create_optimizer
 from vitrail.runtime.compile import compile_model
 from vitrail.runtime.device import describe_machine, resolve_device
 from vitrail.runtime.files import write_json
 from vitrail.runtime.memory import keep_freed_memory
 from vitrail.runtime.precision import Precision, choose_precision
-from vitrail.tasks import Classification
 from vitrail.training import (
     Ema,
     EpochMetrics,
     MetricsLog,
+    Objective,
+    RepeatingBatches,
     Run,
     StepReport,
     TrainPlan,
@@ -36,6 +39,7 @@ from vitrail.training import (
     steps,
 )
 from vitrail.verbs import plan
+from vitrail.verbs import teacher as teaching
 from vitrail.verbs.admit import open_with_progress
 
 EVAL_BATCH_SIZE: Final = 64
@@ -56,8 +60,11 @@ class Session:
     device: torch.device
     precision: Precision
     state: TrainState
+    objective: Objective
     notes: list[str]
     """What was chosen for the user, a sentence each."""
+    caveats: list[str]
+    """What makes the accuracies less than they seem, a sentence each."""
 
     @property
     def kept_model(self) -> nn.Module:
@@ -83,17 +90,21 @@ class Session:
             device=self.device,
             workers=config.workers,
             cache=config.cache,
+            balance=config.sampling == "balanced",
         )
         validation = EvalLoader(
             self.dataset.splits["val"], self.preprocess, EVAL_BATCH_SIZE, workers=config.workers, cache=config.cache
         )
-        forward, note = compile_model(state.model, config.compile, self.device, config.time_budget_s)
+        period = config.distill_cache
+        batches = RepeatingBatches(loader, period) if isinstance(period, int) else loader
+        network = self.objective.network(state.model)
+        forward, note = compile_model(network, config.compile, self.device, config.time_budget_s)
         progress.say(note)
         log = MetricsLog(self.run.metrics_path, resume_epoch=state.epoch)
-        task, train_plan = Classification(len(self.dataset.classes), config.label_smoothing), _train_plan(config)
+        train_plan = _train_plan(config)
         saved_at = time.monotonic()
         with graceful_interrupt() as stop:
-            for report in steps(state, task, loader, train_plan, self.precision, forward=forward, stop=stop):
+            for report in steps(state, self.objective, batches, train_plan, self.precision, forward=forward, stop=stop):
                 progress.step(report)
                 # An epoch that has ended is measured even if somebody wants to stop: resumed, it would not be.
                 measured = report.epoch_end or train_plan.is_over(state)
@@ -144,11 +155,13 @@ def start(config: TrainConfig) -> Session:
     """
     device = resolve_device(config.device)
     dataset = open_with_progress(config.source, config, quiet=config.quiet)
+    teacher = teaching.open_teacher(config, dataset, device)
     torch.manual_seed(config.seed)
     model, preprocess, config, notes = _build(config, dataset)
-    model.to(device)
-    config = plan.complete(config, dataset, device, _try_step(model, preprocess, device))
-    run = Run.create(config.out, "train", config.name or config.model)
+    model.place(device)
+    config = plan.complete(config, model, dataset, device, _try_step(model, preprocess, device, teacher))
+    config = teaching.choose_cache(config, dataset, model, teacher)
+    run = Run.create(config.out, "train", config.name or re.sub(r"[^\w.-]+", "-", config.model))
     config = replace(config, name=run.path.name)
     with run.removed_on_error():
         run.write_config(config)
@@ -156,7 +169,7 @@ def start(config: TrainConfig) -> Session:
         run.write_preprocess(preprocess)
         dataset.write_manifest(run.manifest_path)
         write_json(run.environment_path, describe_machine())
-        return _assemble(run, config, dataset, preprocess, model, device, notes)
+        return _assemble(run, config, dataset, preprocess, model, device, notes, teacher)
 
 
 def resume(run: Run) -> Session:
@@ -170,8 +183,9 @@ def resume(run: Run) -> Session:
     device = resolve_device(config.device)
     dataset = open_manifest(run.manifest_path, config.source)
     preprocess = run.read_preprocess()
-    model = plan.build_model(config, preprocess.image_size, len(dataset.classes)).to(device)
-    session = _assemble(run, config, dataset, preprocess, model, device, [])
+    model = plan.build_model(config, preprocess.image_size, len(dataset.classes)).place(device)
+    teacher = teaching.open_teacher(config, dataset, device)
+    session = _assemble(run, config, dataset, preprocess, model, device, [], teacher)
     session.state.load(run.state_path)
     for torn in run.path.glob(".*.tmp"):  # what a process was writing when it was killed
         torn.unlink(missing_ok=True)
@@ -181,9 +195,8 @@ def resume(run: Run) -> Session:
 def _build(config: TrainConfig, dataset: Dataset) -> tuple[Model, Preprocess, TrainConfig, list[str]]:
     """Create the model, with its pretrained weights, and say how images are prepared for it."""
     config = plan.like_pretrained(config)
-    size = config.image_size or plan.choose_image_size(dataset, config.model)
-    num_images = len(dataset.splits["train"])
-    name = plan.choose_model(size, num_images) if config.model == "auto" else config.model
+    name = plan.AUTO_MODEL if config.model == "auto" else config.model
+    size = config.image_size or plan.choose_image_size(dataset, name)
     config = replace(config, model=name, image_size=size)
     preprocess = Preprocess(image_size=(size, size), resize=config.resize)
     model = plan.build_model(config, preprocess.image_size, len(dataset.classes))
@@ -203,6 +216,7 @@ def _assemble(
     model: Model,
     device: torch.device,
     notes: list[str],
+    teacher: teaching.OpenTeacher | None,
 ) -> Session:
     if "val" not in dataset.splits or "train" not in dataset.splits:
         raise ConfigError(f"{config.source} has no images to train and to validate on.")
@@ -211,10 +225,16 @@ def _assemble(
     assert config.lr is not None, "the configuration is complete"
     assert config.batch_size is not None, "the configuration is complete"
     assert config.weight_decay is not None, "the configuration is complete"
-    optimizer = create_optimizer(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = create_optimizer(
+        model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay or 1.0
+    )
+    objective, projection = teaching.make_objective(config, dataset, preprocess, model, teacher, precision)
+    if projection is not None:
+        named = {"params": [projection.weight], "param_names": ["projection.weight"]}
+        optimizer.add_param_group({**named, "weight_decay": config.weight_decay})
     num_batches = max(1, len(dataset.splits["train"]) // config.batch_size)
     ema = Ema(model, decay_for(_train_plan(config).total_steps(num_batches))) if config.ema else None
-    state = TrainState(model=model, optimizer=optimizer, ema=ema)
+    state = TrainState(model=model, optimizer=optimizer, ema=ema, companion=projection)
     return Session(
         run=run,
         config=config,
@@ -223,7 +243,9 @@ def _assemble(
         device=device,
         precision=precision,
         state=state,
-        notes=[*notes, precision.note],
+        objective=objective,
+        notes=[*notes, *teaching.describe(config, teacher), *teaching.caveats(teacher), precision.note],
+        caveats=teaching.caveats(teacher),
     )
 
 
@@ -234,16 +256,22 @@ def _train_plan(config: TrainConfig) -> TrainPlan:
         warmup=config.warmup,
         accumulate=config.accumulate,
         grad_clip=config.grad_clip,
+        head_first=config.head_first,
     )
 
 
-def _try_step(model: Model, preprocess: Preprocess, device: torch.device) -> Callable[[int], None]:
+def _try_step(
+    model: Model, preprocess: Preprocess, device: torch.device, teacher: teaching.OpenTeacher | None
+) -> Callable[[int], None]:
     """Return a function that does what a training step keeps in memory, for a number of images, and forgets it."""
 
     def try_step(num_images: int) -> None:
         images = torch.zeros(num_images, 3, *preprocess.image_size, device=device)
         model.train()
-        model(images).sum().backward()
+        logits = model(images)
+        if teacher is not None:
+            teaching.try_answers(teacher, num_images)
+        logits.sum().backward()
         model.zero_grad(set_to_none=True)
 
     return try_step

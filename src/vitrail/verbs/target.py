@@ -77,7 +77,11 @@ def open_target(path: str | Path, *, device: str = "auto", precision: str = "fp3
         raise CheckpointError(f"{path} does not tell its classes or its preprocessing, so its answers have no names.")
     where = resolve_device(device)
     predictor = TorchPredictor(
-        checkpoint.model.to(where), checkpoint.classes, checkpoint.preprocess, where, choose_precision(precision, where)
+        checkpoint.model.place(where),
+        checkpoint.classes,
+        checkpoint.preprocess,
+        where,
+        choose_precision(precision, where),
     )
     return Target(
         name=path.stem if run is None else path.resolve().name,

@@ -116,7 +116,7 @@ def conclude(session: Session, console: Console) -> Mapping[str, Metrics]:
     """Calibrate the kept weights, measure them on val and test, and write the report."""
     started_at = time.monotonic()
     checkpoint = load_checkpoint(session.run.model_path)
-    model, classes = checkpoint.model.to(session.device), session.dataset.classes
+    model, classes = checkpoint.model.place(session.device), session.dataset.classes
     precision = choose_precision("fp32", session.device)  # as `evaluate` will measure it
     predictor = TorchPredictor(model, classes, session.preprocess, session.device, precision)
     splits = session.dataset.splits
@@ -151,7 +151,7 @@ def _report(
 ) -> RunReport:
     config, state = session.config, session.state
     best_epoch = None if state.best_epoch is None else state.best_epoch + 1
-    caveats = list(assess.data_caveats(session.dataset, assessment))
+    caveats = [*session.caveats, *assess.data_caveats(session.dataset, assessment)]
     if assessment.split.name == "val":
         caveats.append("There are no test images. The weights were chosen on these, so the accuracy is a little high.")
     return RunReport(
@@ -196,6 +196,7 @@ def _augmented(session: Session) -> tuple[Picture, ...]:
         min(_NUM_AUGMENTED_SHOWN, session.config.batch_size or 1),
         seed=session.config.seed,
         cache="off",
+        balance=session.config.sampling == "balanced",
     )
     batch = next(loader.epoch(0))
     mean, std = (np.array(values).reshape(3, 1, 1) for values in (session.preprocess.mean, session.preprocess.std))
@@ -222,10 +223,11 @@ def _introduction(session: Session) -> str:
     dataset, config = session.dataset, session.config
     counts = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
     refused = f"; {len(dataset.refused)} broken files left out" if dataset.refused else ""
+    leaks = f"; {len(dataset.dropped)} of val or test left out, train has them too" if dataset.dropped else ""
     parameters = sum(parameter.numel() for parameter in session.state.model.parameters())
     length = f"{config.epochs} epochs" if config.epochs else f"time budget {config.time_budget}"
     return (
-        f"images   {dataset.name}: {len(dataset.classes)} classes, {counts}{refused}\n"
+        f"images   {dataset.name}: {len(dataset.classes)} classes, {counts}{refused}{leaks}\n"
         f"model    {config.model}, {parameters / 1e6:.2f} M parameters, {config.image_size} pixels\n"
         f"training {length}, batch {config.batch_size}, {config.optimizer}, lr {config.lr:.2g}, on {session.device}\n"
         f"run      {display_name(session.run.path)}"
