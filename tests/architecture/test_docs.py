@@ -83,7 +83,9 @@ def attributes(kind: type) -> dict[str, tuple[str, str]]:
 
 
 def default(field: dataclasses.Field) -> str:
-    return "" if field.default in {None, (), dataclasses.MISSING} else str(field.default)
+    if isinstance(field.default, tuple):
+        return " ".join(map(str, field.default))
+    return "" if field.default in {None, dataclasses.MISSING} else str(field.default)
 
 
 def takes(hint: Any) -> str:
@@ -91,6 +93,9 @@ def takes(hint: Any) -> str:
     kinds = [kind for kind in (get_args(hint) if is_union else [hint]) if kind is not NoneType]
     if get_origin(kinds[0]) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(kinds[0]))
+    if get_origin(kinds[0]) is tuple:
+        several = {int: "whole numbers", str: "texts"}.get(get_args(kinds[0])[0])
+        return f"any number of {several}" if several else f"one or more of {takes(get_args(kinds[0])[0])}"
     return {bool: "", int: "whole number", float: "number", str: "text"}.get(kinds[0], "any number of texts")
 
 

@@ -1,5 +1,6 @@
 """Batches: whole, in order, the same whatever the workers, and ended cleanly."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -200,3 +201,23 @@ def test_the_cache_is_refused_or_left_out_where_memory_does_not_suffice(monkeypa
     assert (cache.read(7) == 7).all()
     with pytest.raises(DataError, match="cache auto or off"):
         make_cache("on", np.full((40, 2), 100), load)
+
+
+def test_balanced_batches_vary_an_image_that_comes_again(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        path = tmp_path / ("rare" if number < 4 else "usual") / f"{number:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(path)
+    split = open_dataset(tmp_path, DataConfig(test_fraction=0)).splits["train"]
+    loader = TrainLoader(split, PREPROCESS, augment_policy("light"), 8, seed=0, workers=1, balance=True)
+    batches = list(loader.epoch(0))
+    labels = torch.cat([batch.labels for batch in batches])
+    assert labels.float().mean() == pytest.approx(0.5, abs=0.15)
+    indices = np.concatenate([batch.indices for batch in batches])
+    images = torch.cat([batch.images for batch in batches])
+    rare = np.flatnonzero(indices == np.bincount(indices).argmax())
+    assert len(rare) >= 4
+    assert all(not torch.equal(images[one], images[other]) for one, other in itertools.pairwise(rare))
+    again = next(loader.epoch(0, 2))
+    assert torch.equal(again.images, batches[2].images)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vitrail.data.randomness import Stream, shuffled, uniforms
+from vitrail.data.randomness import Stream, balanced, shuffled, uniforms
 
 MASK = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -56,3 +56,24 @@ def test_every_epoch_has_an_order_of_its_own(num: int) -> None:
     assert all(sorted(order.tolist()) == list(range(num)) for order in orders)
     if num == 1000:
         assert len({tuple(order.tolist()) for order in orders}) == 4
+
+
+def test_balanced_epochs_show_every_class_equally_and_every_image_in_time() -> None:
+    labels = np.array([0] * 70 + [1] * 5 + [2] * 26)
+    seen: set[int] = set()
+    for epoch in range(12):
+        indices, repeats = balanced(3, epoch, labels)
+        counts = np.bincount(labels[indices], minlength=3)
+        assert counts.sum() == len(labels)
+        assert counts.max() - counts.min() <= 1
+        # An image comes again only when all of its class have come; each time under a number of its own.
+        assert len({*zip(indices.tolist(), repeats.tolist(), strict=True)}) == len(labels)
+        small = np.bincount(indices[labels[indices] == 1], minlength=75)[70:75]
+        assert small.max() - small.min() <= 1
+        seen |= set(indices.tolist())
+        again = balanced(3, epoch, labels)
+        assert np.array_equal(indices, again[0])
+        assert np.array_equal(repeats, again[1])
+    assert seen == set(range(len(labels)))
+    assert not np.array_equal(balanced(3, 0, labels)[0], balanced(3, 1, labels)[0])
+    assert not np.array_equal(balanced(3, 0, labels)[0], balanced(4, 0, labels)[0])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vitrail.errors import ConfigError
-from vitrail.tasks import Classification
+from vitrail.tasks import Classification, balanced_weights
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -45,3 +45,22 @@ def test_impossible_tasks_are_refused():
         Classification(1)
     with pytest.raises(ConfigError, match="label_smoothing is 1"):
         Classification(3, 1.0)
+
+
+def test_class_weights_multiply_the_loss_of_labels_and_of_mixtures_alike():
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 2, 2, 2])
+    weights = balanced_weights(labels.numpy(), 3)
+    assert weights == (2.0, 2.0, 0.5)
+    task = Classification(3, class_weights=weights)
+    by_hand = sum(-weights[y] * row.log_softmax(0)[y] for row, y in zip(logits, labels.tolist(), strict=True)) / 6
+    assert torch.allclose(task.loss(logits, labels), by_hand)
+    assert torch.allclose(task.loss(logits, torch.eye(3)[labels]), by_hand)
+    ones = Classification(3, 0.1, class_weights=(1.0, 1.0, 1.0))
+    assert torch.allclose(ones.loss(logits, labels), Classification(3, 0.1).loss(logits, labels))
+    with pytest.raises(ConfigError, match="class_weights has 2 numbers for 3 classes"):
+        Classification(3, class_weights=(1.0, 1.0))
+
+
+def test_a_class_without_images_has_no_weight():
+    assert balanced_weights(torch.tensor([0, 0, 2, 2]).numpy(), 3) == (1.0, 0.0, 1.0)

@@ -1,11 +1,12 @@
 """Admission: every file is decoded once before any is used, and each that is not whole is left out with its reason."""
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vitrail.data.images import ImageRefusedError, inspect_image
+from vitrail.data.images import ImageRefusedError, Inspection, inspect_image
+from vitrail.data.inspections import InspectionCache, file_key
 from vitrail.data.ordered import default_workers, ordered_map
 from vitrail.data.records import Record
 
@@ -15,21 +16,61 @@ Progress = Callable[[int, int], None]
 _AHEAD = 64
 
 
-def admit(root: Path, records: Sequence[Record], progress: Progress | None = None) -> list[Record]:
-    """Return the records with size and hash, or with the reason why the file is not used; in the same order."""
+@dataclass(frozen=True)
+class Admitted:
+    """Records with their size and hash, or with the reason why the file is not used."""
 
-    def inspect(record: Record) -> Record:
-        if record.reason:
-            return record
+    records: list[Record]
+    inspections: dict[str, Inspection] = field(default_factory=dict)
+    """By path, of every file that is whole; empty for a source that has no files."""
+    note: str = ""
+    """Why the findings could not be kept for the next time; empty where they were."""
+
+
+def admit(root: Path, records: Sequence[Record], progress: Progress | None = None) -> Admitted:
+    """Inspect every file, or take what is known of it since it was last changed; the records keep their order.
+
+    What was found is kept even when somebody interrupts, so that the next time goes on from there.
+    """
+    cache = InspectionCache(root)
+    keys = {
+        record.path: file_key(os.path.join(root, record.path))  # noqa: PTH118  (per image)
+        for record in records
+        if not record.reason
+    }
+    inspections = {path: known for path, key in keys.items() if (known := cache.get(path, key)) is not None}
+    num_known = len(records) - (len(keys) - len(inspections))
+    if progress is not None:
+        for done in range(num_known):
+            progress(done + 1, len(records))
+    reasons: dict[str, str] = {}
+
+    def inspect(path: str) -> tuple[str, Inspection | ImageRefusedError]:
         try:
-            found = inspect_image(os.path.join(root, record.path))  # noqa: PTH118  (per image)
-        except ImageRefusedError as error:
-            return replace(record, reason=error.reason)
-        return replace(record, width=found.width, height=found.height, sha256=found.sha256)
+            return path, inspect_image(os.path.join(root, path))  # noqa: PTH118  (per image)
+        except ImageRefusedError as refusal:
+            return path, refusal
 
-    admitted = []
-    for record in ordered_map(inspect, records, workers=default_workers(), ahead=_AHEAD):
-        admitted.append(record)
-        if progress is not None:
-            progress(len(admitted), len(records))
-    return admitted
+    unknown = [path for path in keys if path not in inspections]
+    try:
+        inspected = ordered_map(inspect, unknown, workers=default_workers(), ahead=_AHEAD)
+        for num_done, (path, found) in enumerate(inspected, start=num_known + 1):
+            key = keys[path]
+            if isinstance(found, ImageRefusedError):
+                reasons[path] = found.reason
+            else:
+                inspections[path] = found
+                if key is not None:
+                    cache.put(path, key, found)
+            if progress is not None:
+                progress(num_done, len(records))
+    finally:
+        note = cache.save(keys)
+    return Admitted([_told(record, inspections, reasons) for record in records], inspections, note)
+
+
+def _told(record: Record, inspections: Mapping[str, Inspection], reasons: Mapping[str, str]) -> Record:
+    found = inspections.get(record.path)
+    if found is None:
+        return replace(record, reason=record.reason or reasons[record.path])
+    return replace(record, width=found.width, height=found.height, sha256=found.sha256)

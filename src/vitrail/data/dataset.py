@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 from vitrail.config import AugmentStrength, DataConfig, SplitName
-from vitrail.data.admission import Progress, admit
+from vitrail.data.admission import Admitted, Progress, admit
+from vitrail.data.curation import Curated, curate
+from vitrail.data.findings import Findings, find_out
 from vitrail.data.images import ImageRefusedError, display_name
 from vitrail.data.records import Record, read_manifest, write_manifest
 from vitrail.data.sources import BUILT_IN, FolderPictures, Pictures, list_folder, load_digits
@@ -89,7 +91,11 @@ class Dataset:
     splits: dict[SplitName, Split]
     """train, val, test: those there are."""
     refused: list[Refused]
-    """Every file that was left out, and why."""
+    """Every file that cannot be used, and why."""
+    dropped: list[Refused]
+    """Every picture that was left out of val or test because another split has it too."""
+    findings: Findings
+    """What is unusual about the pictures; empty for a dataset made of a manifest."""
     ignored: Mapping[str, int]
     """How many other files and folders were passed over, by what they are."""
     traits: Traits
@@ -109,7 +115,8 @@ def open_dataset(source: str | Path, config: DataConfig | None = None, *, progre
     """Find, check and divide the pictures of a source.
 
     Without split folders all three splits are made; where only ``val`` is missing it is taken from ``train``; a missing
-    ``test`` stays missing.
+    ``test`` stays missing. Pictures that are the same, or of one group, are kept in one split; where folders have them
+    in two, they are dropped from val and test.
 
     Args:
         source: a folder with one folder per class, a folder of train, val and test folders of such, or "digits". A
@@ -118,23 +125,27 @@ def open_dataset(source: str | Path, config: DataConfig | None = None, *, progre
         progress: is told how many files were checked, and of how many.
 
     Raises:
-        DataError: if there are no pictures, fewer than two classes, a class that is too small to be divided, or a class
-            that only val or test shows.
+        DataError: if there are no pictures, fewer than two classes, a class that is too small to be divided, a class
+            that only val or test shows, or a picture without a group.
     """
     config = config or DataConfig()
-    records, pictures, divided, ignored = _read_source(source, progress)
-    used = [record for record in records if not record.reason]
-    _check_classes(source, records, used)
+    admitted, pictures, divided, ignored = _read_source(source, progress)
+    used = [record for record in admitted.records if not record.reason]
+    _check_classes(source, admitted.records, used)
+    curated = curate(used, admitted.inspections, pictures.open, config)
+    used = [record for record in curated.records if not record.reason]
     divided_splits = {record.split for record in used}
     if not divided:
-        splits = _divide(used, config, config.test_fraction)
+        splits = _divide(used, config, config.test_fraction, curated)
     elif "val" not in divided_splits:
         kept = [record for record in used if record.split != "train"]
-        splits = kept + _divide([record for record in used if record.split == "train"], config, 0.0)
+        splits = kept + _divide([record for record in used if record.split == "train"], config, 0.0, curated)
     else:
         splits = used
-    refused = [replace(record, split=None) for record in records if record.reason]
-    return _build(source, splits + refused, pictures, ignored)
+    refused = [replace(record, split=None) for record in admitted.records if record.reason]
+    records = splits + refused + [record for record in curated.records if record.reason]
+    findings = find_out(records, admitted.inspections, curated.pairs, curated.leaks, note=admitted.note)
+    return _build(source, records, pictures, ignored, findings=findings)
 
 
 def open_evaluation_set(source: str | Path, classes: Sequence[str], *, progress: Progress | None = None) -> Dataset:
@@ -145,7 +156,8 @@ def open_evaluation_set(source: str | Path, classes: Sequence[str], *, progress:
     Raises:
         DataError: if there are no usable pictures, or a class that the model does not know.
     """
-    records, pictures, divided, ignored = _read_source(source, progress)
+    admitted, pictures, divided, ignored = _read_source(source, progress)
+    records = admitted.records
     unknown = sorted({record.label for record in records} - set(classes))
     if unknown:
         hint = did_you_mean(unknown[0], classes)
@@ -178,13 +190,11 @@ def open_manifest(manifest: str | Path, source: str | Path) -> Dataset:
     return _build(source, records, FolderPictures(Path(source)), {})
 
 
-def _read_source(
-    source: str | Path, progress: Progress | None
-) -> tuple[list[Record], Pictures, bool, Mapping[str, int]]:
+def _read_source(source: str | Path, progress: Progress | None) -> tuple[Admitted, Pictures, bool, Mapping[str, int]]:
     """Return the checked records, where the pictures are, whether they are divided already, and what was ignored."""
     if str(source) in BUILT_IN:
         digits, pixels = load_digits()
-        return digits, pixels, False, {}
+        return Admitted(digits), pixels, False, {}
     if not str(source):  # for Python the present folder, for a person a variable that was not set
         raise DataError('The source is an empty name. Give a folder with a folder of pictures per class, or "digits".')
     root = Path(source)
@@ -192,13 +202,15 @@ def _read_source(
     return admit(root, listing.records, progress), FolderPictures(root), listing.divided, dict(listing.ignored)
 
 
-def _divide(records: list[Record], config: DataConfig, test_fraction: float) -> list[Record]:
+def _divide(records: list[Record], config: DataConfig, test_fraction: float, curated: Curated) -> list[Record]:
+    units = [curated.units[record.path] for record in records]
     splits = stratified_split(
         [record.path for record in records],
         [record.label for record in records],
         seed=config.seed,
         val_fraction=config.val_fraction,
         test_fraction=test_fraction,
+        groups=units,
     )
     return [replace(record, split=split) for record, split in zip(records, splits, strict=True)]
 
@@ -236,6 +248,7 @@ def _build(
     pictures: Pictures,
     ignored: Mapping[str, int],
     classes: Sequence[str] | None = None,
+    findings: Findings | None = None,
 ) -> Dataset:
     records = sorted(records, key=lambda record: record.path)
     names = tuple(classes) if classes is not None else tuple(sorted({r.label for r in records if not r.reason}))
@@ -257,7 +270,17 @@ def _build(
         name=str(source) if digits else display_name(Path(source).resolve().name),
         classes=names,
         splits=splits,
-        refused=[Refused(display_name(record.path), record.reason) for record in records if record.reason],
+        refused=[
+            Refused(display_name(record.path), record.reason)
+            for record in records
+            if record.reason and not record.duplicate_of
+        ],
+        dropped=[
+            Refused(display_name(record.path), record.reason)
+            for record in records
+            if record.reason and record.duplicate_of
+        ],
+        findings=findings or Findings(),
         ignored=ignored,
         traits=Traits(flip=False, augment="light") if digits else Traits(),
         records=records,

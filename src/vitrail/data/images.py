@@ -43,7 +43,16 @@ _FILTERS: Final[dict[Interpolation, Image.Resampling]] = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+MAX_SCANS: Final = 200
+"""Above this many passes over its pixels a progressive JPEG is refused; cameras and programs write up to 14 or so. It
+limits the time a small file can take without a clock, so that the answer is the same on a slow machine."""
+
+THUMB_SIDE: Final = 24
+"""Height and width of the small grey picture by which pictures are compared."""
+
 _RESERVE: Final = 2
+_SCAN_MARKER: Final = b"\xff\xda"
+_PAGED_PHOTOGRAPHS: Final = frozenset({"MPO"})
 _ORIENTATION_TAG: Final = 0x0112
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,6 +84,18 @@ class Inspection:
     """Pixels, after the orientation is obeyed."""
     sha256: str
     """Of the file's bytes, hexadecimal."""
+    pixels: bytes
+    """16 bytes of hash over size and RGB pixels; those of a JPEG as it was decoded, perhaps smaller."""
+    thumb: bytes
+    """Grey values, uint8 (THUMB_SIDE, THUMB_SIDE), of the picture squashed to a square."""
+    colour: tuple[int, int]
+    """Mean Cb and Cr, 0 to 255, 128 where it is grey."""
+    format: str
+    """One of `FORMATS`."""
+    mode: str
+    """Pillow's name for the channels in the file, such as RGB, L, CMYK or I;16."""
+    animated: bool
+    """Whether there are more pictures in the file than the first, which is used."""
 
 
 def open_image(path: str | Path, *, min_side: int | None = None) -> Image.Image:
@@ -89,7 +110,7 @@ def open_image(path: str | Path, *, min_side: int | None = None) -> Image.Image:
         ImageRefusedError: with the reason, for whatever is not a whole picture within the limits.
     """
     try:
-        return _decode(read_file(path), min_side)[0]
+        return _decode(read_file(path), min_side).upright
     except _RefusalError as refusal:
         raise ImageRefusedError(path, str(refusal)) from refusal
 
@@ -103,10 +124,29 @@ def inspect_image(path: str | Path) -> Inspection:
     try:
         data = read_file(path)
         # A JPEG decoded at 1/8 still reads every byte of its entropy-coded data, which is where damage shows.
-        _, (width, height) = _decode(data, min_side=1)
+        found = _decode(data, min_side=2 * THUMB_SIDE)
     except _RefusalError as refusal:
         raise ImageRefusedError(path, str(refusal)) from refusal
-    return Inspection(width=width, height=height, sha256=hashlib.sha256(data).hexdigest())
+    picture = found.upright
+    digest = hashlib.blake2b(picture.tobytes(), digest_size=16, key=b"%d x %d" % (found.width, found.height))
+    thumb = squash(picture, THUMB_SIDE)
+    return Inspection(
+        width=found.width,
+        height=found.height,
+        sha256=hashlib.sha256(data).hexdigest(),
+        pixels=digest.digest(),
+        thumb=thumb[..., 0].tobytes(),
+        colour=(round(thumb[..., 1].mean()), round(thumb[..., 2].mean())),
+        format=found.format,
+        mode=found.mode,
+        animated=found.animated,
+    )
+
+
+def squash(image: Image.Image, side: int) -> np.ndarray:
+    """Return an RGB picture of any size as uint8 (side, side, 3): grey value, Cb, Cr."""
+    box = Image.Resampling.BOX if min(image.size) >= side else Image.Resampling.BILINEAR
+    return np.asarray(image.resize((side, side), box).convert("YCbCr"))
 
 
 def load_pixels(path: str | Path, preprocess: Preprocess) -> np.ndarray:
@@ -193,19 +233,33 @@ def _installed_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _decode(data: bytes, min_side: int | None) -> tuple[Image.Image, tuple[int, int]]:
-    """Return the upright RGB picture, perhaps decoded smaller, and its upright (width, height) in full size."""
+@dataclass(frozen=True)
+class _Decoded:
+    """A picture and what its file told of it."""
+
+    upright: Image.Image
+    """RGB, perhaps decoded smaller."""
+    width: int
+    """Upright, in full size."""
+    height: int
+    format: str
+    mode: str
+    animated: bool
+
+
+def _decode(data: bytes, min_side: int | None) -> _Decoded:
     try:
         with Image.open(io.BytesIO(data), formats=_installed_formats()) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise _RefusalError(_too_many_pixels(width * height))
+            _check_cost(data, width * height, image.format)
+            mode, animated = image.mode, _is_animated(image)
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
             image.load()
             # Pillow turns a TIFF itself while loading, and then forgets the tag: so this is read afterwards.
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
             upright = _to_rgb(image)
+            name = image.format or ""
     except _RefusalError:
         raise
     except Exception as error:  # A decoder raises anything on hostile bytes; here it becomes a refusal.
@@ -214,7 +268,20 @@ def _decode(data: bytes, min_side: int | None) -> tuple[Image.Image, tuple[int, 
         upright = upright.transpose(_TURNS[orientation])
         if orientation >= _FIRST_SIDEWAYS_ORIENTATION:
             width, height = height, width
-    return upright, (width, height)
+    return _Decoded(upright, width, height, name, mode, animated)
+
+
+def _check_cost(data: bytes, num_pixels: int, name: str | None) -> None:
+    """Refuse what would take gigabytes or minutes to decode."""
+    if num_pixels > MAX_PIXELS:
+        raise _RefusalError(_too_many_pixels(num_pixels))
+    if name in {"JPEG", "MPO"} and (num_scans := data.count(_SCAN_MARKER)) > MAX_SCANS:
+        raise _RefusalError(f"it is a JPEG of {num_scans} scans; at most {MAX_SCANS} are decoded")
+
+
+def _is_animated(image: Image.Image) -> bool:
+    """Return whether there is a second picture; the second one that phones add to a photograph does not count."""
+    return image.format not in _PAGED_PHOTOGRAPHS and bool(getattr(image, "is_animated", False))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

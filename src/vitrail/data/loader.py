@@ -19,7 +19,7 @@ from vitrail.data.images import prepare, side_needed
 from vitrail.data.mix import mix
 from vitrail.data.ordered import default_workers, ordered_map
 from vitrail.data.policy import AugmentPolicy, Draws, draw
-from vitrail.data.randomness import shuffled
+from vitrail.data.randomness import balanced, shuffled
 
 _AHEAD: Final = 2
 """Batches that wait ready, beyond one per worker."""
@@ -81,6 +81,7 @@ class TrainLoader:
         device: where batches go.
         workers: threads. Default: the number of processor cores, at most 8.
         cache: keep resized pictures in memory: "on", "off", or "auto", where they take at most a quarter of it.
+        balance: take as many of every class in each epoch; see `balanced`.
 
     Attributes:
         wait_s: seconds that the caller has waited for pictures so far.
@@ -98,12 +99,14 @@ class TrainLoader:
         device: torch.device | str = "cpu",
         workers: int | None = None,
         cache: CacheMode = "auto",
+        balance: bool = False,
     ) -> None:
         self.split = split
         self.preprocess = preprocess
         self.augment = augment
         self.batch_size = min(batch_size, len(split))
         self.seed = seed
+        self.balance = balance
         self.device = torch.device(device)
         self.workers = workers or default_workers()
         self.wait_s = 0.0
@@ -125,10 +128,15 @@ class TrainLoader:
         Raises:
             DataError: if a file is no longer the picture that was admitted; the message names it.
         """
-        order = shuffled(self.seed, epoch, len(self.split))
+        if self.balance:
+            order, repeats = balanced(self.seed, epoch, self.split.labels)
+        else:
+            order = shuffled(self.seed, epoch, len(self.split))
+            repeats = np.zeros_like(order)
 
         def prepare_batch(batch: int) -> _Prepared:
-            return self._prepare(epoch, batch, order[batch * self.batch_size : (batch + 1) * self.batch_size])
+            part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            return self._prepare(epoch, batch, order[part], repeats[part])
 
         batches = ordered_map(prepare_batch, range(start_batch, len(self)), workers=self.workers, ahead=_AHEAD)
         try:
@@ -142,10 +150,11 @@ class TrainLoader:
         finally:
             batches.close()  # type: ignore[attr-defined]  # a generator, which ends its threads
 
-    def _prepare(self, epoch: int, batch: int, indices: np.ndarray) -> _Prepared:
+    def _prepare(self, epoch: int, batch: int, indices: np.ndarray, repeats: np.ndarray) -> _Prepared:
         """Fill the bytes of a batch: everything that is done to one picture alone."""
         size = self.preprocess.image_size
-        draws = draw(self.augment, indices, self.split.sizes[indices], size, seed=self.seed, epoch=epoch)
+        keys = indices + repeats * len(self.split)  # an image that comes again is varied anew
+        draws = draw(self.augment, keys, self.split.sizes[indices], size, seed=self.seed, epoch=epoch)
         pixels = np.empty((len(indices), *size, 3), np.uint8)
         for row, index in enumerate(indices.tolist()):
             image = self._image(index, draws, row)

@@ -116,16 +116,19 @@ class Draws:
 
 def draw(
     policy: AugmentPolicy,
-    indices: np.ndarray,
+    keys: np.ndarray,
     sizes: np.ndarray,
     image_size: tuple[int, int],
     *,
     seed: int,
     epoch: int,
 ) -> Draws:
-    """Decide what happens to the images ``indices`` (B,), whose pictures have ``sizes`` (B, 2), height and width."""
+    """Decide what happens to the images ``keys`` (B,), whose pictures have ``sizes`` (B, 2), height and width.
+
+    A key is the index of an image, or a number of its own for each time that it comes again in an epoch.
+    """
     crop, flip, three, colour, erase = (
-        uniforms(seed, epoch, stream, indices, num)
+        uniforms(seed, epoch, stream, keys, num)
         for stream, num in (
             (Stream.CROP, 2 * _CROP_ATTEMPTS + 2),
             (Stream.FLIP, 1),
@@ -135,7 +138,7 @@ def draw(
         )
     )
     # 1, 2 and 3: grey, solarised, blurred; 0 without three-augment.
-    choice = 1 + np.floor(3 * three[:, 0]) if policy.three_augment else np.zeros(len(indices))
+    choice = 1 + np.floor(3 * three[:, 0]) if policy.three_augment else np.zeros(len(keys))
     # DeiT III blurs with a standard deviation of 0.1 to 2 pixels at a side of 224.
     sigma = (0.1 + 1.9 * three[:, 1]) * min(image_size) / _REFERENCE_SIDE
     return Draws(

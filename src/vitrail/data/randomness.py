@@ -30,6 +30,7 @@ class Stream(IntEnum):
     COLOUR = 4
     ERASE = 5
     MIX = 6
+    BALANCE = 7
 
 
 def uniforms(seed: int, epoch: int, stream: Stream, keys: np.ndarray, num: int) -> np.ndarray:
@@ -55,6 +56,36 @@ def uniforms(seed: int, epoch: int, stream: Stream, keys: np.ndarray, num: int) 
 def shuffled(seed: int, epoch: int, num: int) -> np.ndarray:
     """Return the order of ``num`` images in an epoch: int64 (num,), a permutation."""
     return np.argsort(uniforms(seed, epoch, Stream.ORDER, np.arange(num), 1)[:, 0], kind="stable")
+
+
+def balanced(seed: int, epoch: int, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return as many images as there are, every class in equal numbers, in the order of an epoch.
+
+    Each class is drawn without replacement until all its images were seen, then again in another order. Where the
+    number of images is no multiple of that of the classes, other classes get one more in each epoch.
+
+    Args:
+        seed: of the run.
+        epoch: from 0.
+        labels: int (n,), of each image; every class that is trained has one at least.
+
+    Returns:
+        int64 (n,), indices of images, and int64 (n,), how often each came before in this epoch.
+    """
+    present = np.unique(labels)
+    lucky = np.argsort(uniforms(seed, epoch, Stream.BALANCE, -1 - present, 1)[:, 0], kind="stable")
+    quotas = np.full(len(present), len(labels) // len(present))
+    quotas[lucky[: len(labels) % len(present)]] += 1
+    indices, repeats = [], []
+    for label, quota in zip(present, quotas.tolist(), strict=True):
+        members = np.flatnonzero(labels == label)
+        passes = -(-quota // len(members))
+        keys = (np.arange(passes)[:, None] * len(labels) + members).ravel()
+        numbers = uniforms(seed, epoch, Stream.BALANCE, keys, 1).reshape(passes, -1)
+        indices.append(members[np.argsort(numbers, axis=1, kind="stable")].ravel()[:quota])
+        repeats.append(np.repeat(np.arange(passes), len(members))[:quota])
+    order = shuffled(seed, epoch, len(labels))
+    return np.concatenate(indices)[order], np.concatenate(repeats)[order]
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

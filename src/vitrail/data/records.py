@@ -17,6 +17,8 @@ from vitrail.errors import DataError
 from vitrail.runtime.files import atomic_path
 
 COLUMNS: Final = ("path", "label", "split", "sha256", "width", "height", "status", "reason")
+ADDED_COLUMNS: Final = ("phash", "group", "duplicate_of")
+"""May be absent: manifests of versions before 0.2 end with the reason."""
 
 _SPLITS: Final = ("", *get_args(SplitName))
 
@@ -39,6 +41,12 @@ class Record:
     """Pixels, after the orientation is obeyed."""
     reason: str = ""
     """Why it is not used; empty where it is."""
+    phash: str = ""
+    """Perceptual hash of 64 bits, hexadecimal; empty where none was made."""
+    group: str = ""
+    """Of the pictures that were kept in one split because ``group_by`` found the same in their paths."""
+    duplicate_of: str = ""
+    """Path of the first picture that this one repeats. With a ``reason``, it is left out of val or test for that."""
 
 
 def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
@@ -52,21 +60,12 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow((*COLUMNS, *ADDED_COLUMNS))
         for record in records:
             status = "refused" if record.reason else "ok"
-            writer.writerow(
-                [
-                    record.path,
-                    record.label,
-                    record.split,
-                    record.sha256,
-                    record.width,
-                    record.height,
-                    status,
-                    record.reason,
-                ]
-            )
+            size = (record.width, record.height)
+            kept = (record.path, record.label, record.split, record.sha256, *size, status, record.reason)
+            writer.writerow((*kept, record.phash, record.group, record.duplicate_of))
 
 
 def read_manifest(path: str | Path) -> list[Record]:
@@ -79,20 +78,23 @@ def read_manifest(path: str | Path) -> list[Record]:
         with Path(path).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file)
             header = next(rows, None)
-            if header is None or tuple(header) != COLUMNS:
+            if header is None or tuple(header) not in {COLUMNS, (*COLUMNS, *ADDED_COLUMNS)}:
                 raise DataError(
                     f"{display_name(path)} is no manifest: its first line must be {','.join(COLUMNS)}."
                     " `vitrail data SOURCE` writes one."
                 )
-            return [_parse(row, f"{display_name(path)}, row {number}") for number, row in enumerate(rows, start=2)]
+            return [
+                _parse(row, len(header), f"{display_name(path)}, row {number}")
+                for number, row in enumerate(rows, start=2)
+            ]
     except (OSError, csv.Error) as error:
         raise DataError(f"The manifest {display_name(path)} cannot be read: {error}.") from error
 
 
-def _parse(row: list[str], place: str) -> Record:
-    if len(row) != len(COLUMNS):
-        raise DataError(f"{place} has {len(row)} values; a manifest has {len(COLUMNS)}: {', '.join(COLUMNS)}.")
-    path, label, split, sha256, width, height, status, reason = row
+def _parse(row: list[str], num_columns: int, place: str) -> Record:
+    if len(row) != num_columns:
+        raise DataError(f"{place} has {len(row)} values; its first line names {num_columns} columns.")
+    path, label, split, sha256, width, height, status, reason, *added = row
     if not path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
         raise DataError(f"{place} has the path {display_name(path)!r}; paths are relative and stay below the source.")
     if split not in _SPLITS or status != ("refused" if reason else "ok") or (status == "ok" and not split):
@@ -100,4 +102,5 @@ def _parse(row: list[str], place: str) -> Record:
     if not (width.isdecimal() and height.isdecimal()):
         raise DataError(f"{place} has the size {width!r} x {height!r}; it takes whole pixels.")
     record = Record(path=path, label=label, sha256=sha256, width=int(width), height=int(height), reason=reason)
-    return dataclasses.replace(record, split=split or None)  # type: ignore[arg-type]
+    known = dict(zip(ADDED_COLUMNS, added, strict=False))
+    return dataclasses.replace(record, split=split or None, **known)  # type: ignore[arg-type]

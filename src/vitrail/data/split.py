@@ -5,31 +5,97 @@ files are found, and new files hardly move the others.
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
 
 from vitrail.config import SplitName
 from vitrail.data.images import display_name
 from vitrail.errors import DataError
+
+Key = TypeVar("Key", bound=Hashable)
 
 SMALLEST_CLASS = 2
 """Pictures that a class needs to be divided: one to train on and one to validate on."""
 
 
 def stratified_split(
-    paths: Sequence[str], labels: Sequence[str], *, seed: int, val_fraction: float, test_fraction: float
+    paths: Sequence[str],
+    labels: Sequence[str],
+    *,
+    seed: int,
+    val_fraction: float,
+    test_fraction: float,
+    groups: Sequence[int] | None = None,
 ) -> list[SplitName]:
-    """Return the split of each picture, with the same shares of every class, as nearly as whole pictures allow.
+    """Return the split of each picture, with the same shares of every class, as nearly as whole groups allow.
 
     Of n pictures of a class, round(n * fraction) go to val and to test, at least one to val, at least one to test where
-    n is 3 or more and ``test_fraction`` is not 0, and at least one to train.
+    n is 3 or more and ``test_fraction`` is not 0, and at least one to train. Groups of several pictures are placed
+    first, the largest before the others and otherwise in the order of a hash, each where it leaves least beyond these
+    numbers and most of them are still wanted; the single pictures fill up the rest.
+
+    Args:
+        paths: of the pictures; what is hashed.
+        labels: of the pictures.
+        seed: of the hash.
+        val_fraction: share that goes to val.
+        test_fraction: share that goes to test.
+        groups: pictures with the same number stay together. Default: each for itself.
 
     Raises:
-        DataError: if a class has fewer than two pictures; it names them all.
+        DataError: if a class has fewer than two pictures, or is found in fewer than two groups; it names them all.
     """
-    members: dict[str, list[int]] = defaultdict(list)
-    for position, label in enumerate(labels):
-        members[label].append(position)
+    members = _members(labels)
+    units = _members(range(len(paths)) if groups is None else groups)
+    _check_divisible(members, groups)
+    wanted = {label: _shares(len(positions), val_fraction, test_fraction) for label, positions in members.items()}
+    left: dict[SplitName, Counter[str]] = {
+        "test": Counter({label: num_test for label, (_, num_test) in wanted.items()}),
+        "val": Counter({label: num_val for label, (num_val, _) in wanted.items()}),
+        "train": Counter({label: len(members[label]) - sum(shares) for label, shares in wanted.items()}),
+    }
+    result: list[SplitName] = ["train"] * len(paths)
+    ranks = {number: min(_rank(paths[position], seed) for position in unit) for number, unit in units.items()}
+    _place_groups(result, labels, units, ranks, left)
+    for label, positions in members.items():
+        single = [position for position in positions if groups is None or len(units[groups[position]]) == 1]
+        single.sort(key=lambda position: _rank(paths[position], seed))
+        num_test = max(0, left["test"][label])
+        num_val = max(0, left["val"][label])
+        for place, position in enumerate(single):
+            result[position] = "test" if place < num_test else "val" if place < num_test + num_val else "train"
+    if groups is not None:
+        _fill_empty(result, labels, units, ranks)
+    return result
+
+
+def _place_groups(
+    result: list[SplitName],
+    labels: Sequence[str],
+    units: dict[int, list[int]],
+    ranks: dict[int, tuple[bytes, str]],
+    left: dict[SplitName, Counter[str]],
+) -> None:
+    """Place the groups of several pictures, and take from ``left`` what they fill; both in place."""
+    total = {split: Counter(need) for split, need in left.items()}
+    several = [number for number, unit in units.items() if len(unit) > 1]
+    for number in sorted(several, key=lambda number: (-len(units[number]).bit_length(), ranks[number])):
+        counts = Counter(labels[position] for position in units[number])
+        split = _best_split(counts, left, total)
+        left[split].subtract(counts)
+        for position in units[number]:
+            result[position] = split
+
+
+def _members(keys: Iterable[Key]) -> dict[Key, list[int]]:
+    members: dict[Key, list[int]] = defaultdict(list)
+    for position, key in enumerate(keys):
+        members[key].append(position)
+    return members
+
+
+def _check_divisible(members: dict[str, list[int]], groups: Sequence[int] | None) -> None:
     too_small = sorted(label for label, positions in members.items() if len(positions) < SMALLEST_CLASS)
     if too_small:
         names = ", ".join(display_name(label) for label in too_small)
@@ -37,15 +103,55 @@ def stratified_split(
             f"Too few pictures to divide into train and val in: {names}. Each class needs at least {SMALLEST_CLASS} "
             "usable ones. Add pictures or remove the class."
         )
-    result: list[SplitName] = ["train"] * len(paths)
-    for positions in members.values():
-        positions.sort(key=lambda position: _rank(paths[position], seed))
-        num_val, num_test = _shares(len(positions), val_fraction, test_fraction)
-        for position in positions[:num_test]:
-            result[position] = "test"
-        for position in positions[num_test : num_test + num_val]:
-            result[position] = "val"
-    return result
+    if groups is None:
+        return
+    of_one = sorted(label for label, positions in members.items() if len({groups[at] for at in positions}) < 2)
+    if of_one:
+        names = ", ".join(display_name(label) for label in of_one)
+        raise DataError(
+            f"All pictures belong together (they are copies of one another, or one group) in: {names}. So they cannot "
+            "be divided into train and val. Add others, remove the class, or give keep_leaks or another group_by."
+        )
+
+
+def _best_split(
+    counts: Counter[str], left: dict[SplitName, Counter[str]], total: dict[SplitName, Counter[str]]
+) -> SplitName:
+    """Return where a group goes: least beyond what is wanted, then where the largest share is still wanted."""
+
+    def cost(split: SplitName) -> tuple[int, float]:
+        beyond = sum(max(0, num - max(0, left[split][label])) for label, num in counts.items())
+        wanted = sum(num * left[split][label] / max(1, total[split][label]) for label, num in counts.items())
+        return beyond, -wanted
+
+    return min(left, key=cost)
+
+
+def _fill_empty(
+    result: list[SplitName], labels: Sequence[str], units: dict[int, list[int]], ranks: dict[int, tuple[bytes, str]]
+) -> None:
+    """Give each class that train or val lacks the smallest group that another split can spare, in place.
+
+    A group is spared if its split keeps pictures of all the group's classes. Where there is none, things stay; a class
+    that train lacks is refused later.
+    """
+    held = Counter(zip(result, labels, strict=True))
+    order = sorted(units, key=lambda number: (len(units[number]), ranks[number]))
+    targets: tuple[SplitName, SplitName] = ("train", "val")
+    for label in sorted(set(labels)):
+        for target in targets:
+            if held[target, label]:
+                continue
+            for number in order:
+                counts = Counter(labels[position] for position in units[number])
+                source = result[units[number][0]]
+                if label in counts and all(held[source, each] > num for each, num in counts.items()):
+                    for position in units[number]:
+                        result[position] = target
+                    for each, num in counts.items():
+                        held[source, each] -= num
+                        held[target, each] += num
+                    break
 
 
 def _shares(num: int, val_fraction: float, test_fraction: float) -> tuple[int, int]:

@@ -1,6 +1,20 @@
-"""One page per run that a person likes to look at, and the same as JSON."""
+"""One page per run, and one per source of images, that a person likes to look at; the same as JSON."""
 
 from vitrail.reports.content import Command, DataSummary, EpochRow, ErrorCase, Picture, RunReport
+from vitrail.reports.datapage import DataPage, ShownFinding, ShownPair, ShownPicture, write_data_page
 from vitrail.reports.html import write_report
 
-__all__ = ["Command", "DataSummary", "EpochRow", "ErrorCase", "Picture", "RunReport", "write_report"]
+__all__ = [
+    "Command",
+    "DataPage",
+    "DataSummary",
+    "EpochRow",
+    "ErrorCase",
+    "Picture",
+    "RunReport",
+    "ShownFinding",
+    "ShownPair",
+    "ShownPicture",
+    "write_data_page",
+    "write_report",
+]

@@ -57,7 +57,7 @@ def render(report: RunReport) -> str:
     metrics = report.metrics
     num_val = report.data.totals.get("val") if report.data else None
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -151,9 +151,10 @@ def _temperature_note(metrics: Metrics) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return where the templates are rendered."""
     # `trim_blocks` keeps the page small; undefined names raise, so that a misspelt one cannot become an empty cell.
-    environment = Environment(
+    templates = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -168,8 +169,8 @@ def _environment() -> Environment:
         "quantity": quantity,
         "shorten": plots.shorten,
     }
-    environment.filters.update(filters)
+    templates.filters.update(filters)
     # Our own style sheet and script, the only text of the page that is not escaped.
     for name in ("report.css", "report.js"):
-        environment.globals[name.replace(".", "_")] = Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
-    return environment
+        templates.globals[name.replace(".", "_")] = Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
+    return templates
