@@ -223,7 +223,7 @@ def decode(path: str) -> int:
 
 
 def speed(clean: Path, rounds: int) -> dict[str, float]:
-    """Return the images a second of a first and a second admission, and of Pillow in two processes; the best of each."""
+    """Return the best images a second of a first and a second admission, and of Pillow in two processes."""
     paths = [str(path) for path in clean.rglob("*.jpg")]
     best: dict[str, float] = defaultdict(float)
     with ProcessPoolExecutor(2) as pool:

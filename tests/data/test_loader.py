@@ -210,7 +210,9 @@ def test_balanced_batches_vary_an_image_that_comes_again(tmp_path: Path) -> None
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(path)
     split = open_dataset(tmp_path, DataConfig(test_fraction=0)).splits["train"]
-    loader = TrainLoader(split, PREPROCESS, augment_policy("light"), 8, seed=0, workers=1, balance=True)
+    loader = TrainLoader(
+        split, PREPROCESS, AugmentPolicy(crop_scale=(0.25, 1.0), colour_jitter=0.3), 8, seed=0, workers=1, balance=True
+    )
     batches = list(loader.epoch(0))
     labels = torch.cat([batch.labels for batch in batches])
     assert labels.float().mean() == pytest.approx(0.5, abs=0.15)
