@@ -1,15 +1,10 @@
-import onnx
-import onnxruntime
 import pytest
 import torch
 
-from vitrail.config import Preprocess
 from vitrail.errors import ConfigError
 from vitrail.evaluation.cost import model_cost
-from vitrail.layers.conv import fold
 from vitrail.models import create_model, list_models
 from vitrail.models.lucarne import LocalEnhancement2d, SingleHeadAttention
-from vitrail.shipping.onnx import export_onnx
 
 MOBILEVIT_XS_PARAMETERS = 2_317_848
 
@@ -79,22 +74,3 @@ def test_the_head_hears_of_three_strides():
 def test_a_wrong_rate_is_refused():
     with pytest.raises(ConfigError, match=r"drop_path is 1\.5"):
         create_model("lucarne_s", drop_path=1.5)
-
-
-def test_the_exported_graph_answers_alike_with_at_most_four_axes(tmp_path):
-    """Seen: 2e-6."""
-    model = small().train()
-    model(torch.randn(8, 3, 64, 64))  # statistics of the norms
-    model.eval()
-    path = tmp_path / "model.onnx"
-    export_onnx(model, path, preprocess=Preprocess(image_size=(64, 64)), classes=list("abcde"))
-    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
-    assert max(len(value.type.tensor_type.shape.dim) for value in graph.value_info) <= 4
-    assert not any(node.op_type in {"BatchNormalization", "LayerNormalization"} for node in graph.node)
-    session = onnxruntime.InferenceSession(path)
-    for batch in (1, 3):
-        pixels = torch.randint(0, 256, (batch, 64, 64, 3), dtype=torch.uint8)
-        with torch.inference_mode():
-            expected = fold(model)((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
-        (logits,) = session.run(["logits"], {"images": pixels.numpy()})
-        torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=1e-4)

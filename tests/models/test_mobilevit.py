@@ -2,21 +2,15 @@
 
 import re
 
-import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 
-from vitrail.config import Preprocess
 from vitrail.errors import ConfigError
-from vitrail.layers.conv import fold
 from vitrail.layers.mobile import from_patches, to_patches
 from vitrail.models import MODELS, create_model, mobilevit
 from vitrail.models.mobilevitv2 import SeparableAttention
 from vitrail.models.translate_mobilevit import recognise, to_native
-from vitrail.shipping.onnx import export_onnx
 
 PARAMETERS = {
     "mobilevit_xxs": 1_272_024,
@@ -273,29 +267,3 @@ def test_stochastic_depth_rises_from_the_first_transformer_layer_to_the_last():
 def test_values_outside_their_range_are_refused(name, option):
     with pytest.raises(ConfigError, match=f"{next(iter(option))} is"):
         MODELS[name].build(**option)
-
-
-@pytest.mark.parametrize("folded", [False, True], ids=["as it is", "folded"])
-@pytest.mark.parametrize("name", SMALLEST)
-def test_the_onnx_graph_gives_the_same_logits_and_has_at_most_four_axes(name, folded, tmp_path):
-    """Seen: 1.5e-6 of the largest logit."""
-    model = scramble(create_model(name, num_classes=3, image_size=(64, 96)).eval())
-    if folded:
-        model = fold(model)
-    preprocess = Preprocess(image_size=(64, 96), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    path = tmp_path / "model.onnx"
-    export_onnx(model, path, preprocess=preprocess, classes=["a", "b", "c"])
-
-    graph = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True).graph
-    tensors = [*graph.value_info, *graph.input, *graph.output]
-    assert {output for node in graph.node for output in node.output} <= {tensor.name for tensor in tensors}
-    assert max(len(tensor.type.tensor_type.shape.dim) for tensor in tensors) <= 4
-    assert {tensor.type.tensor_type.shape.dim[0].dim_param for tensor in (*graph.input, *graph.output)} == {"batch"}
-
-    session = onnxruntime.InferenceSession(path)
-    for batch in (1, 3):
-        pixels = torch.randint(0, 256, (batch, 64, 96, 3), generator=torch.Generator().manual_seed(2))
-        with torch.inference_mode():
-            expected = model(pixels.permute(0, 3, 1, 2) / 255).numpy()
-        found = session.run(["logits"], {"images": pixels.to(torch.uint8).numpy()})[0]
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

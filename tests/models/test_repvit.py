@@ -1,16 +1,12 @@
 """RepViT: what training branches fold into, the two heads of published weights, and ONNX."""
 
-import onnx
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 
-from vitrail.config import Preprocess
 from vitrail.layers.conv import fold
 from vitrail.models import create_model
 from vitrail.models.repvit import SHAPES, NormedLinear, TokenMixer, merge_heads, recognise
-from vitrail.shipping.onnx import export_onnx
 
 SECOND_HEAD = {"repvit_m0_9": 385_768, "repvit_m1_0": 449_896, "repvit_m1_1": 514_024}
 """Parameters of the head for the teacher's answers, which timm's models have besides."""
@@ -138,26 +134,3 @@ def test_stochastic_depth_leaves_out_whole_branches():
     )
     model(pictures(8))
     assert seen == [4]
-
-
-@pytest.mark.parametrize("folded", [False, True], ids=["as it is", "folded"])
-def test_the_onnx_graph_gives_the_same_logits_and_has_at_most_four_axes(folded, tmp_path):
-    """Seen: 8e-6 of the largest logit."""
-    model = scramble(create_model("repvit_m0_9", num_classes=3, image_size=64))
-    model = fold(model) if folded else model
-    path = tmp_path / "model.onnx"
-    preprocess = Preprocess(image_size=(64, 64), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    export_onnx(model, path, preprocess=preprocess, classes=["a", "b", "c"])
-
-    graph = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True).graph
-    tensors = [*graph.value_info, *graph.input, *graph.output]
-    assert {output for node in graph.node for output in node.output} <= {tensor.name for tensor in tensors}
-    assert max(len(tensor.type.tensor_type.shape.dim) for tensor in tensors) <= 4
-
-    session = onnxruntime.InferenceSession(path)
-    for batch in (1, 3):
-        pixels = (255 * pictures(batch, (64, 64))).to(torch.uint8)
-        with torch.inference_mode():
-            expected = model(pixels / 255)
-        found = session.run(["logits"], {"images": pixels.permute(0, 2, 3, 1).numpy()})[0]
-        assert worst(torch.from_numpy(found), expected) < 5e-5

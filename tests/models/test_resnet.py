@@ -1,16 +1,11 @@
 """ResNet against transformers' own, in the layouts of its checkpoints, and as ONNX."""
 
-import onnx
-import onnxruntime
 import pytest
 import torch
 
-from vitrail.config import Preprocess
-from vitrail.layers.conv import fold
 from vitrail.models import create_model
 from vitrail.models.resnet import ResidualBlock, recognise
 from vitrail.models.translate_resnet import to_native
-from vitrail.shipping.onnx import export_onnx
 
 PARAMETERS = {"resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032}
 """Of torchvision's and timm's models with 1000 classes."""
@@ -169,26 +164,3 @@ def test_stochastic_depth_leaves_out_whole_branches():
     )
     model(pictures(8))
     assert seen == [4]
-
-
-@pytest.mark.parametrize("folded", [False, True], ids=["as it is", "folded"])
-def test_the_onnx_graph_gives_the_same_logits_and_has_at_most_four_axes(folded, tmp_path):
-    """Seen: 8e-6 of the largest logit."""
-    model = scramble(create_model("resnet18", num_classes=3, image_size=64))
-    model = fold(model) if folded else model
-    path = tmp_path / "model.onnx"
-    preprocess = Preprocess(image_size=(64, 64), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    export_onnx(model, path, preprocess=preprocess, classes=["a", "b", "c"])
-
-    graph = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True).graph
-    tensors = [*graph.value_info, *graph.input, *graph.output]
-    assert {output for node in graph.node for output in node.output} <= {tensor.name for tensor in tensors}
-    assert max(len(tensor.type.tensor_type.shape.dim) for tensor in tensors) <= 4
-
-    session = onnxruntime.InferenceSession(path)
-    for batch in (1, 3):
-        pixels = (255 * pictures(batch, (64, 64))).to(torch.uint8)
-        with torch.inference_mode():
-            expected = model(pixels / 255)
-        found = session.run(["logits"], {"images": pixels.permute(0, 2, 3, 1).numpy()})[0]
-        assert worst(torch.from_numpy(found), expected) < 5e-5

@@ -101,6 +101,7 @@ def test_damaged_or_foreign_files_of_a_run_are_refused(tmp_path):
 INTERRUPTED = """
 import os, signal, sys
 from vitrail.training import graceful_interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background is born deaf to it
 with graceful_interrupt() as stop:
     assert not stop()
     os.kill(os.getpid(), getattr(signal, sys.argv[1]))
