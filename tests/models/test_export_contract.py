@@ -70,6 +70,7 @@ def test_it_is_traced_for_compilation_without_a_break(name):
     """The compiler's back end is PyTorch's own: what counts here is that one graph holds the whole model."""
     model = trained(name)
     images = torch.randn(2, 3, *model.image_size)
+    torch.compiler.reset()  # all models share one forward, which may be compiled anew for a few of them only
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.inference_mode():
         expected = model(images)
