@@ -4,18 +4,21 @@ Exit codes: 0 done; 1 the work failed (unusable images, a gate not passed); 2 a 
 everything saved that was done.
 """
 
+import dataclasses
 import importlib
+import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from vitrail import config
-from vitrail.errors import INTERRUPTED, ConfigError, UnknownNameError, VitrailError, lookup
+from vitrail.errors import INTERRUPTED, ConfigError, UnknownNameError, VitrailError, did_you_mean, lookup
 from vitrail.version import __version__
 
 
@@ -96,6 +99,11 @@ def _drop_output() -> None:
 
 
 def _parse(name: str, verb: Verb, words: Sequence[str]) -> Any:
+    """Return the knobs of a verb.
+
+    Raises:
+        ConfigError: for a flag that there is not, one that is missing, or a value that is not allowed.
+    """
     import tyro  # 0.2 s that a list of verbs need not pay
 
     style = tyro.conf.configure(
@@ -104,7 +112,42 @@ def _parse(name: str, verb: Verb, words: Sequence[str]) -> Any:
         tyro.conf.DisallowNone,
         tyro.conf.HelptextFromCommentsOff,
     )
-    return tyro.cli(style(verb.config), prog=f"vitrail {name}", args=words, description=verb.config.__doc__)
+    # tyro would put what the class itself says of a value into a box; so values are checked after it.
+    unchecked = type(verb.config.__name__, (verb.config,), {"__post_init__": lambda _: None})
+    complaint = io.StringIO()
+    parsed: Any
+    try:
+        with redirect_stderr(complaint):
+            parsed, unknown = tyro.cli(
+                style(unchecked),
+                prog=f"vitrail {name}",
+                args=words,
+                description=verb.config.__doc__,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:  # help was printed
+            raise
+        raise ConfigError(f"{_sentence(complaint.getvalue())} `vitrail {name} --help` shows all flags.") from None
+    if unknown:
+        raise ConfigError(_what_is_unknown(name, verb, unknown))
+    return verb.config(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(verb.config)})
+
+
+def _sentence(box: str) -> str:
+    """Return the first paragraph in a box of tyro's, on one line."""
+    paragraph = re.split(r"\n\W*[─]{4,}\W*\n", re.sub(r"\A╭.*╮\n", "", box.strip()))[0]
+    words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", paragraph).split()).partition(" Got errors:")[0]
+    return words.rstrip(".") + "."
+
+
+def _what_is_unknown(name: str, verb: Verb, unknown: Sequence[str]) -> str:
+    flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(verb.config)]
+    given = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
+    if given is None:
+        return f"vitrail {name} does not know what to do with {unknown[0]!r}; `vitrail {name} --help` shows its usage."
+    hint = did_you_mean(given, flags)
+    return f"vitrail {name} has no flag {given}.{hint} `vitrail {name} --help` shows all flags."
 
 
 def _usage() -> str:
