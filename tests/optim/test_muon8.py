@@ -12,7 +12,7 @@ from vitrail.optim import Muon8, create_optimizer
 from vitrail.optim.newton_schulz import COEFFICIENTS
 
 
-def reference(weights, gradients, *, lr, decay, finetune=False):
+def reference(weights, gradients, *, lr, decay, finetune=False, newton_schulz_steps=5):
     """The rule for one matrix, written out in float64 with an unrounded momentum."""
     w = weights.double()
     momentum, rows = torch.zeros_like(w), torch.zeros(len(w), dtype=torch.float64)
@@ -25,7 +25,7 @@ def reference(weights, gradients, *, lr, decay, finetune=False):
             update = 0.2 * direction.sign()
         else:
             x = direction / direction.norm()
-            for a, b, c in COEFFICIENTS:
+            for a, b, c in COEFFICIENTS[newton_schulz_steps]:
                 x = a * x + b * (x @ x.T) @ x + c * (x @ x.T) @ (x @ x.T) @ x
             rows = 0.95 * rows + 0.05 * x.square().mean(dim=1)
             equal = x / rows.sqrt()[:, None]
@@ -57,22 +57,56 @@ def test_matrices_follow_the_rule_written_out_by_hand(in_fp32, mode, dtype, tole
         assert error < tolerance  # seen: 2e-6; in int8 7e-3, and 0.04 for signs, which flip near zero
 
 
-def test_fused_queries_keys_and_values_are_three_matrices(in_fp32):
+@pytest.mark.parametrize("steps", sorted(COEFFICIENTS))
+def test_the_number_of_newton_schulz_steps_reaches_the_rule(in_fp32, steps):
     torch.manual_seed(0)
-    fused, names = nn.Linear(16, 48, bias=False), ("q", "k", "v")
-    split = nn.ModuleDict({name: nn.Linear(16, 16, bias=False) for name in names})
-    for name, part in zip(names, fused.weight.detach().chunk(3), strict=True):
-        split[name].weight.data.copy_(part)
-    optimizers = [Muon8(model, lr=0.01) for model in (nn.ModuleDict({"qkv": fused}), split)]
-    for _ in range(3):
-        gradient = torch.randn(48, 16)
-        fused.weight.grad = gradient
-        for name, part in zip(names, gradient.chunk(3), strict=True):
-            split[name].weight.grad = part
-        for optimizer in optimizers:
+    layer = nn.Linear(40, 24)
+    start, gradient = layer.weight.detach().clone(), torch.randn(24, 40)
+    layer.weight.grad = gradient.clone()
+    Muon8(layer, lr=0.01, weight_decay=0.5, newton_schulz_steps=steps).step()
+    exact = reference(start, [gradient], lr=0.01, decay=0.5, newton_schulz_steps=steps).float() - start
+    assert (layer.weight.detach() - start - exact).norm() / exact.norm() < 2e-5  # seen: 2e-6
+
+
+class TinyAttention(nn.Module):
+    """Queries, keys and values of 2 heads by one layer, each by its own, or in as many pieces as matrices should be."""
+
+    def __init__(self, **layers):
+        super().__init__()
+        self.num_heads = 2
+        for name, rows in layers.items():
+            self.add_module(name, nn.Linear(16, rows, bias=False))
+
+
+@pytest.mark.parametrize(
+    ("qkv", "layers", "pieces"),
+    [
+        ("fused", {"qkv": 48}, 1),
+        ("split", {"qkv": 48}, 3),
+        ("heads", {"qkv": 48}, 6),
+        ("fused", {"q": 16, "kv": 32}, 2),
+        ("split", {"q": 16, "k": 16, "v": 16}, 3),
+        ("heads", {"q": 16, "k": 16, "v": 16}, 6),
+        ("heads", {"q": 16, "kv": 32}, 6),
+    ],
+)
+def test_queries_keys_and_values_are_as_many_matrices_as_asked_for(in_fp32, qkv, layers, pieces):
+    torch.manual_seed(0)
+    weight, gradients = torch.randn(48, 16), torch.randn(3, 48, 16)
+    sizes = list(layers.values()) if pieces == len(layers) else [48 // pieces] * pieces
+    given = [list(layers.values()), sizes]
+    models = [TinyAttention(**layers), TinyAttention(**{f"m{number}": rows for number, rows in enumerate(sizes)})]
+    optimizers = [Muon8(models[0], lr=0.01, qkv=qkv), Muon8(models[1], lr=0.01)]
+    for model, rows in zip(models, given, strict=True):
+        for parameter, value in zip(model.parameters(), weight.split(rows), strict=True):
+            parameter.data.copy_(value)
+    for gradient in gradients:
+        for model, rows, optimizer in zip(models, given, optimizers, strict=True):
+            for parameter, value in zip(model.parameters(), gradient.split(rows), strict=True):
+                parameter.grad = value.clone()
             optimizer.step()
-    for name, part in zip(names, fused.weight.detach().chunk(3), strict=True):
-        torch.testing.assert_close(part, split[name].weight.detach(), rtol=0, atol=1e-6)  # seen: 0
+    ours, theirs = (torch.cat([p.detach() for p in model.parameters()]) for model in models)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)  # seen: 0
 
 
 @pytest.mark.parametrize("shape", [(16, 3, 3, 3), (24, 16, 3, 3)])
@@ -126,7 +160,7 @@ def test_updates_have_the_rms_of_adamws_whatever_the_shape():
 @pytest.mark.parametrize("size", ["small", "base"])
 def test_the_state_is_at_most_a_byte_and_a_quarter_per_parameter(monkeypatch, state_bytes, size):
     # The state is the same without these products, which take ten seconds at this size.
-    monkeypatch.setattr("vitrail.optim.matrices.orthogonalize", lambda matrices: matrices)
+    monkeypatch.setattr("vitrail.optim.matrices.orthogonalize", lambda matrices, steps: matrices)
     model = vitrail.create_model(f"vit_{size}_patch16", num_classes=1000)
     optimizer = Muon8(model, lr=1e-3)
     for parameter in model.parameters():
@@ -311,6 +345,8 @@ def test_wrong_values_are_refused_with_what_is_allowed(make_vit):
         ({"mode": "fine"}, "mode is 'fine'.*Did you mean 'finetune'"),
         ({"lr": -1.0}, "lr is -1.0"),
         ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"newton_schulz_steps": 7}, "newton_schulz_steps is 7; it takes 3, 4, 5, 6"),
+        ({"qkv": "split3"}, "qkv is 'split3'.*Did you mean 'split'"),
         ({"betas": (0.9, 1.5)}, r"betas is \(0.9, 1.5\)"),
     ):
         with pytest.raises(ConfigError, match=sentence):

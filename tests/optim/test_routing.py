@@ -7,11 +7,9 @@ from vitrail.models import MODELS, create_model
 from vitrail.optim.routing import route_parameters
 
 
-def roles(model, overrides=None, known=True):
-    named = list(model.named_parameters())
-    return {
-        route.name: (route.role, route.parts) for route in route_parameters(named, model if known else None, overrides)
-    }
+def roles(model, overrides=None, known=True, qkv="split"):
+    routes = route_parameters(list(model.named_parameters()), model if known else None, overrides, qkv)
+    return {route.name: (route.role, route.parts) for route in routes}
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["by module", "by name"])
@@ -41,12 +39,17 @@ def test_wrappers_change_nothing(make_vit):
 
 
 def test_transformers_vit():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
+    try:  # a torchvision that was made for another torch makes this fail, too
+        from transformers import ViTConfig, ViTForImageClassification
+    except ImportError:
+        pytest.skip("needs transformers")
+    config = ViTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=8
     )
-    found = roles(transformers.ViTForImageClassification(config))
+    found = roles(ViTForImageClassification(config))
     matrices = {name for name, (role, _) in found.items() if role == "matrix"}
+    by_heads = roles(ViTForImageClassification(config), qkv="heads")
+    assert sum(parts == 2 for _, parts in by_heads.values()) == 3
     assert sum("attention" in name for name in matrices) == 4
     assert any(name.endswith("patch_embeddings.projection.weight") for name in matrices)
     assert {name for name, (role, _) in found.items() if role == "head"} == {"classifier.weight"}
@@ -75,6 +78,20 @@ def test_torchs_attention_and_a_head_of_two_layers():
     assert found["conv_proj.weight"] == ("matrix", 1)
     assert (found["heads.pre_logits.weight"][0], found["heads.head.weight"][0]) == ("matrix", "head")
     assert (found["class_token"][0], found["encoder.pos_embedding"][0]) == ("vector", "vector")
+
+
+def test_attention_is_divided_as_asked_for(make_vit):
+    fused, heads = roles(make_vit(), qkv="fused"), roles(make_vit(), qkv="heads")
+    assert fused["blocks.0.attn.qkv.weight"] == ("matrix", 1)
+    assert heads["blocks.0.attn.qkv.weight"] == ("matrix", 12)  # 4 heads
+    assert heads["blocks.0.attn.proj.weight"] == fused["blocks.0.attn.proj.weight"] == ("matrix", 1)
+    assert roles(TorchvisionLike(), qkv="heads")["encoder.self_attention.in_proj_weight"] == ("matrix", 6)
+    wide = nn.ModuleDict({"attention": nn.MultiheadAttention(32, 2, kdim=16, vdim=16), "w12": nn.Linear(16, 32)})
+    found = roles(wide, qkv="heads")
+    assert [found[f"attention.{each}_proj_weight"][1] for each in "qkv"] == [2, 2, 2]
+    assert roles(wide, qkv="fused")["w12.weight"] == ("matrix", 2), "gates are no attention"
+    with pytest.raises(ConfigError, match=r"cannot divide blocks.0.attn.qkv.weight.*Give the whole model"):
+        roles(make_vit(), known=False, qkv="heads")
 
 
 class Convolutions(nn.Module):

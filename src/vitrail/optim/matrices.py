@@ -52,6 +52,7 @@ class _Kind:
     mode: str
     row_variance: bool
     cautious: bool
+    newton_schulz_steps: int
 
 
 def new_matrix_state(parameter: Tensor, parts: int, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -86,6 +87,7 @@ def _kind(update: Update) -> _Kind:
         mode=group["mode"],
         row_variance=group["row_variance"],
         cautious=group["cautious"],
+        newton_schulz_steps=group["newton_schulz_steps"],
     )
 
 
@@ -105,7 +107,7 @@ def _update_chunk(updates: Sequence[Update], kind: _Kind) -> None:
     if kind.mode == "finetune":
         step = direction.sign_().mul_(ADAMW_RMS)
     else:
-        step = orthogonalize(direction)
+        step = orthogonalize(direction, kind.newton_schulz_steps)
         if kind.row_variance:
             step = _equalize_rows(step, [state["row_variance"] for state in states], kind.parts)
         step = step * (ADAMW_RMS * math.sqrt(max(kind.shape)))

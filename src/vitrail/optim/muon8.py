@@ -10,8 +10,9 @@ from vitrail.errors import ConfigError, did_you_mean
 from vitrail.optim.groups import parameter_groups
 from vitrail.optim.matrices import Update, new_matrix_state, update_matrices
 from vitrail.optim.momentum import MomentumDtype
+from vitrail.optim.newton_schulz import COEFFICIENTS
 from vitrail.optim.release import GradientRelease
-from vitrail.optim.routing import Role, Route, Routing, route_parameters
+from vitrail.optim.routing import Qkv, Role, Route, Routing, route_parameters
 from vitrail.optim.vectors import LARGE_HEAD, new_head_state, new_vector_state, update_heads, update_vectors
 
 Mode = Literal["scratch", "finetune"]
@@ -41,8 +42,8 @@ class Muon8(torch.optim.Optimizer):
 
     Args:
         params: a module, or parameters, named parameters or groups of them as every optimizer of torch takes. Each
-            group may have its own ``lr`` and ``weight_decay`` (and any argument down to ``cautious``). A module's
-            groups are those of `vitrail.optim.parameter_groups`, which decay matrices and convolutions only.
+            group may have its own ``lr`` and ``weight_decay`` (and any argument down to ``newton_schulz_steps``). The
+            groups of a module are those of `vitrail.optim.parameter_groups`, which decay matrices and convolutions.
         lr: learning rate.
         model: the module that the parameters belong to, where ``params`` is none. Without it, and without names, roles
             are recognised by shape alone, and no classifier is recognised.
@@ -56,6 +57,11 @@ class Muon8(torch.optim.Optimizer):
             algorithm 2).
         row_variance: whether rows are equalised; 4 bytes per row.
         cautious: decay only weights of matrices that the step moves towards zero.
+        newton_schulz_steps: 3, 4, 5 or 6: matrix products per orthogonalisation are three times as many. With fewer,
+            weak directions of the momentum stay weaker.
+        qkv: "split": queries, keys and values made by one layer are a matrix each. "fused": they are one. "heads":
+            those of every head are a matrix each, also where layers of their own make them; needs a module whose
+            attention tells its number of heads.
         roles: overrides of the routing, by parameter name or pattern, such as ``{"*.conv.weight": "vector"}``.
         release_gradients: update each block during the backward pass and free its gradients at once, so that those of
             the whole model never coexist. Not with gradient accumulation, clipping of the norm of all gradients,
@@ -79,6 +85,8 @@ class Muon8(torch.optim.Optimizer):
         mode: Mode = "scratch",
         row_variance: bool = True,
         cautious: bool = True,
+        newton_schulz_steps: int = 5,
+        qkv: Qkv = "split",
         roles: Mapping[str, Role] | None = None,
         release_gradients: bool = False,
     ) -> None:
@@ -95,8 +103,11 @@ class Muon8(torch.optim.Optimizer):
             "mode": mode,
             "row_variance": row_variance,
             "cautious": cautious,
+            "newton_schulz_steps": newton_schulz_steps,
             "steps": 0,
         }
+        _check_choice("qkv", qkv, get_args(Qkv))
+        self._qkv: Qkv = qkv
         self._model = model
         self._routes: list[Route] = []
         # Overrides are checked against all parameters together, so groups are routed when all are there.
@@ -209,7 +220,7 @@ class Muon8(torch.optim.Optimizer):
 
     def _route(self, overrides: Mapping[str, Role], groups: list[dict[str, Any]]) -> None:
         """Write the roles of all parameters into their groups."""
-        routes = iter(route_parameters(_named_in(groups), self._model, overrides))
+        routes = iter(route_parameters(_named_in(groups), self._model, overrides, self._qkv))
         for group in groups:
             own = [next(routes) for _ in group["params"]]
             group["roles"] = [route.role for route in own]
@@ -243,11 +254,12 @@ def _rule(role: Role, parameter: Tensor) -> str:
 
 
 def _check(group: dict[str, Any]) -> None:
-    choices = {"momentum_dtype": get_args(MomentumDtype), "mode": get_args(Mode)}
-    for name, allowed in choices.items():
-        if group[name] not in allowed:
-            hint = did_you_mean(str(group[name]), allowed)
-            raise ConfigError(f"{name} is {group[name]!r}; it takes {', '.join(map(repr, allowed))}.{hint}")
+    for name, allowed in (
+        ("momentum_dtype", get_args(MomentumDtype)),
+        ("mode", get_args(Mode)),
+        ("newton_schulz_steps", tuple(COEFFICIENTS)),
+    ):
+        _check_choice(name, group[name], allowed)
     for name in ("lr", "weight_decay", "eps"):
         if not float(group[name]) >= 0:
             raise ConfigError(f"{name} is {group[name]}; it takes a number of at least 0.")
@@ -257,3 +269,9 @@ def _check(group: dict[str, Any]) -> None:
     for parameter in group["params"]:
         if parameter.dtype not in _DTYPES:
             raise ConfigError(f"Muon8 takes parameters in fp32 and bf16, not {parameter.dtype}; convert the model.")
+
+
+def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        hint = did_you_mean(str(value), [str(each) for each in allowed])
+        raise ConfigError(f"{name} is {value!r}; it takes {', '.join(map(repr, allowed))}.{hint}")

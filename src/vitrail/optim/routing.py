@@ -6,9 +6,9 @@ models and for those of timm, transformers and torchvision.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 
@@ -18,6 +18,9 @@ Role = Literal["matrix", "convolution", "head", "vector"]
 """matrix: a linear map, also that of a patch embedding or a 1 x 1 kernel. convolution: a kernel whose windows overlap,
 one matrix (out, in * kh * kw) per group. head: the classifier. vector: everything else (biases, norms, scales, tokens,
 positions, embeddings, depthwise kernels)."""
+Qkv = Literal["split", "fused", "heads"]
+"""How the matrix that makes queries, keys and values is divided where one layer makes several of them: into one for
+each of them, not at all, or further into one for each of their heads (also where they are layers of their own)."""
 
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # What torch.compile, DistributedDataParallel and common wrappers put before a name.
@@ -30,6 +33,12 @@ _FUSED: Final = {
     **dict.fromkeys(("qkv", "qkv_proj", "to_qkv", "Wqkv", "in_proj", "query_key_value", "c_attn"), 3),
     **dict.fromkeys(("kv", "kv_proj", "to_kv", "key_value", "qk", "w12"), 2),
 }
+_ATTENTION: Final = frozenset(_FUSED) - {"w12"} | {
+    *("q", "k", "v", "query", "key", "value", "to_q", "to_k", "to_v"),
+    *("q_proj", "k_proj", "v_proj"),
+}
+# What attention modules call the number of their heads.
+_NUM_HEADS: Final = ("heads", "num_heads", "num_attention_heads", "n_heads")
 _LOOKED_UP: Final = re.compile(r"token|pos_|position|table|embedding|latent|query$|wte|wpe")
 # Orthogonalising a few rows only normalises them, and with them every element's own scale is lost.
 _THINNEST: Final = 8
@@ -47,6 +56,15 @@ class Route:
     shape: tuple[int, ...]
     why: str
     """What it was recognised by."""
+
+
+class _Owner(NamedTuple):
+    module: nn.Module
+    module_name: str
+    own_name: str
+    """The parameter's, in the module."""
+    heads: int
+    """Those of the module or of the one around it; 0 where they tell none."""
 
 
 class Routing(tuple[Route, ...]):
@@ -77,6 +95,7 @@ def route_parameters(
     named: Iterable[tuple[str, Tensor]],
     model: nn.Module | None = None,
     overrides: Mapping[str, Role] | None = None,
+    qkv: Qkv = "split",
 ) -> Routing:
     """Return the route of every parameter.
 
@@ -84,9 +103,11 @@ def route_parameters(
         named: names and parameters. A name may be empty; then only the model and the shape tell.
         model: the module that owns them, whose layers' types tell most. None: by names and shapes.
         overrides: roles by name or pattern, such as ``{"*.conv.weight": "vector"}``; a later one wins.
+        qkv: how the maps of an attention module are divided; "heads" needs the model.
 
     Raises:
-        ConfigError: for a role that does not exist, a pattern without a parameter, or a matrix of fewer than two axes.
+        ConfigError: for a role that does not exist, a pattern without a parameter, a matrix of fewer than two axes, or
+            heads that nothing tells the number of.
     """
     parameters = list(named)
     owners = {} if model is None else _owners(model)
@@ -95,16 +116,27 @@ def route_parameters(
     for name, parameter in parameters:
         role, parts, why = _recognise(name, parameter, owners.get(id(parameter)), name in heads)
         routes.append(Route(name, role, parts, tuple(parameter.shape), why))
-    return Routing(_override(routes, overrides or {}))
+    routes = _override(routes, overrides or {})
+    if qkv != "split":
+        routes = [_divide(route, owners.get(id(p)), qkv) for route, (_, p) in zip(routes, parameters, strict=True)]
+    return Routing(routes)
 
 
-def _owners(model: nn.Module) -> dict[int, tuple[nn.Module, str, str]]:
-    """Return, by the parameter's id, the module that owns it, the module's own name and the parameter's in it."""
-    return {
-        id(parameter): (module, path.rpartition(".")[2], name)
-        for path, module in model.named_modules()
-        for name, parameter in module.named_parameters(recurse=False)
-    }
+def _owners(model: nn.Module) -> dict[int, _Owner]:
+    """Return, by the parameter's id, what is known about the module that owns it."""
+    modules = dict(model.named_modules())
+    found = {}
+    for path, module in modules.items():
+        around, _, module_name = path.rpartition(".")
+        heads = _num_heads(module) or (_num_heads(modules[around]) if path else 0)
+        for name, parameter in module.named_parameters(recurse=False):
+            found[id(parameter)] = _Owner(module, module_name, name, heads)
+    return found
+
+
+def _num_heads(module: nn.Module) -> int:
+    counts = (getattr(module, name, None) for name in _NUM_HEADS)
+    return next((count for count in counts if isinstance(count, int)), 0)
 
 
 def _heads(names: Sequence[str]) -> set[str]:
@@ -117,16 +149,14 @@ def _heads(names: Sequence[str]) -> set[str]:
     return set(last.values())
 
 
-def _recognise(
-    name: str, parameter: Tensor, owner: tuple[nn.Module, str, str] | None, is_head: bool
-) -> tuple[Role, int, str]:
+def _recognise(name: str, parameter: Tensor, owner: _Owner | None, is_head: bool) -> tuple[Role, int, str]:
     if parameter.ndim < 2:
         return "vector", 1, "fewer than two axes"
     if is_head:
         return "head", 1, "name of a classifier"
     if owner is None:
         return _by_name(name, parameter)
-    module, module_name, own_name = owner
+    module, module_name, own_name, _ = owner
     if isinstance(module, _CONVOLUTIONS):
         # Windows that do not overlap see every input once: a linear map, as patch embeddings and 1 x 1 kernels are.
         overlaps = any(side > step for side, step in zip(module.kernel_size, module.stride, strict=True))
@@ -173,6 +203,25 @@ def _matrix(parameter: Tensor, module_name: str, why: str) -> tuple[Role, int, s
 def _num_parts(module_name: str, rows: int) -> int:
     parts = _FUSED.get(module_name.removesuffix("_weight"), 1)
     return parts if rows % parts == 0 else 1
+
+
+def _divide(route: Route, owner: _Owner | None, qkv: Qkv) -> Route:
+    """Return the route of a matrix that makes queries, keys or values with as many parts as ``qkv`` asks for."""
+    own_name = _module_name(route.name).removesuffix("_weight")
+    if owner is not None and owner.own_name == "weight":
+        own_name = owner.module_name
+    if route.role != "matrix" or own_name not in _ATTENTION:
+        return route
+    if qkv == "fused":
+        return replace(route, parts=1)
+    if owner is None or owner.heads < 1:
+        raise ConfigError(
+            f"qkv='heads' cannot divide {route.name}: no attention module tells its number of heads "
+            f"({', '.join(_NUM_HEADS)}). Give the whole model, or take qkv='split'."
+        )
+    parts = route.parts * owner.heads
+    rows = route.shape[0]
+    return replace(route, parts=parts) if rows % parts == 0 and rows // parts >= _THINNEST else route
 
 
 def _override(routes: list[Route], overrides: Mapping[str, Role]) -> list[Route]:
