@@ -5,9 +5,8 @@ to build the model), "classes", "preprocess", "calibration", and "sha256" over a
 is ever read.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -22,7 +21,7 @@ from vitrail.models.describe import Description
 from vitrail.models.guests import Guest, is_guest
 from vitrail.models.vit import VisionTransformer
 from vitrail.models.weights import check_fit, find_weights, first_few, read_tensors
-from vitrail.runtime.tensors import write_tensors
+from vitrail.runtime.tensors import fingerprint, write_tensors
 
 _METADATA_KEY: Final = "vitrail"
 _FORMAT: Final = 1
@@ -84,7 +83,7 @@ def save_checkpoint(
             "calibration": calibration,
         }
         header = json.loads(json.dumps(header, allow_nan=False))  # as it will be read: lists for tuples
-        metadata[_METADATA_KEY] = json.dumps({**header, "sha256": _fingerprint(header, tensors)})
+        metadata[_METADATA_KEY] = json.dumps({**header, "sha256": fingerprint(header, tensors)})
     write_tensors(Path(path), tensors, metadata)
 
 
@@ -137,16 +136,6 @@ def _check_timm_can_hold(model: Model) -> None:
         raise ConfigError(f"timm's ViT has no {', '.join(foreign)}; save this model in the layout 'vitrail'.")
 
 
-def _fingerprint(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over the description and every tensor's name, type, shape and bytes."""
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def read_header(metadata: dict[str, str], tensors: dict[str, Tensor], path: Path) -> dict[str, Any] | None:
     """Return the description in our own file, verified, or None for a file of others."""
     if _METADATA_KEY not in metadata:
@@ -158,7 +147,7 @@ def read_header(metadata: dict[str, str], tensors: dict[str, Tensor], path: Path
         raise CheckpointError(f"The description in {path} is damaged. Copy or download the file again.") from error
     if file_format != _FORMAT:
         raise CheckpointError(f"{path} has the format {file_format}; this vitrail reads {_FORMAT}. Upgrade vitrail.")
-    if sha256 != _fingerprint(header, tensors):
+    if sha256 != fingerprint(header, tensors):
         raise CheckpointError(f"{path} was changed or damaged after it was written. Copy or download it again.")
     return dict(header)
 

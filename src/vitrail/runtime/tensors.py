@@ -1,11 +1,15 @@
 """Named tensors in one safetensors file, whole or not at all."""
 
 import errno
+import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,6 +32,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             raise _as_os_error(error) from error
         # safetensors gives its files to their owner alone; others get what they get of any new file.
         temporary.chmod(0o666 & ~_umask())
+
+
+def fingerprint(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over a description and every tensor's name, type, shape and bytes; it shows damage.
+
+    Args:
+        description: plain values as JSON gives them back: lists, not tuples.
+        tensors: by name, on any device.
+    """
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _umask() -> int:

@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vitrail.errors import CheckpointError
-from vitrail.runtime.tensors import write_tensors
+from vitrail.runtime.tensors import fingerprint, write_tensors
 from vitrail.training.ema import Ema
 
-_FORMAT = 1
+_FORMAT = 2
 _METADATA_KEY = "vitrail_state"
 _COUNTERS = (
     "epoch",
@@ -93,7 +93,9 @@ class TrainState:
             "ema_updates": None if self.ema is None else self.ema.num_updates,
             "optimizer": optimizer,
         }
-        write_tensors(path, tensors, {_METADATA_KEY: json.dumps(description)})
+        description = json.loads(json.dumps(description))  # as it will be read: lists for tuples
+        sealed = {**description, "sha256": fingerprint(description, tensors)}
+        write_tensors(path, tensors, {_METADATA_KEY: json.dumps(sealed)})
 
     def load(self, path: Path) -> None:
         """Take over what `save` wrote; model, optimizer and average must have been made as they were then.
@@ -135,6 +137,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(
             f"{path} has format {description.get('format')} and this version of vitrail reads format {_FORMAT}."
         )
+    if description.pop("sha256", None) != fingerprint(description, tensors):
+        raise CheckpointError(f"{path} is damaged: it was changed after it was written. Start a new run.")
     return tensors, description
 
 
