@@ -16,6 +16,7 @@ from vitrail.preprocess import Interpolation as Interpolation
 from vitrail.preprocess import Preprocess as Preprocess
 from vitrail.preprocess import ResizeMode as ResizeMode
 
+TaskName = Literal["classification", "multilabel"]
 SplitName = Literal["train", "val", "test"]
 Runtime = Literal["eager", "compiled", "onnx", "onnx-int8"]
 AugmentStrength = Literal["auto", "none", "light", "medium", "strong"]

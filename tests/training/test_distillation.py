@@ -15,7 +15,7 @@ from vitrail.optim import create_optimizer
 from vitrail.runtime.precision import Precision
 from vitrail.tasks import Classification
 from vitrail.training import Distillation, RememberingTeacher, RepeatingBatches, Teacher, TrainPlan, TrainState, steps
-from vitrail.training.distillation import Answers, class_order, features_distance, soft_loss
+from vitrail.training.distillation import Answers, class_order, features_distance
 
 TASK = Classification(3, label_smoothing=0.1)
 CLASSES = ("a", "b", "c")
@@ -89,7 +89,7 @@ def some_logits(*seeds: int) -> list[torch.Tensor]:
 def test_the_soft_loss_and_its_gradient_are_those_of_the_formula(temperature):
     student, teacher = some_logits(0, 1)
     student.requires_grad_()
-    loss = soft_loss(student, teacher, temperature)
+    loss = TASK.answers_loss(student, teacher, "soft", temperature)
     (gradient,) = torch.autograd.grad(loss, student)
     ours, theirs = student.detach().numpy() / temperature, teacher.numpy() / temperature
     p, q = softmax(theirs, axis=1), softmax(ours, axis=1)
@@ -103,7 +103,7 @@ def test_in_the_limit_of_a_high_temperature_the_logits_themselves_are_compared()
     """Hinton et al., equation 4, times T^2; without that factor the gradient would vanish."""
     student, teacher = some_logits(0, 1)
     student.requires_grad_()
-    (gradient,) = torch.autograd.grad(soft_loss(student, teacher, 1e4), student)
+    (gradient,) = torch.autograd.grad(TASK.answers_loss(student, teacher, "soft", 1e4), student)
     difference = (student - teacher).detach()
     expected = (difference - difference.mean(dim=1, keepdim=True)) / 3 / 5
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-3)  # Seen: 3e-4 at T = 1e4, 3e-5 at 1e5
@@ -111,7 +111,7 @@ def test_in_the_limit_of_a_high_temperature_the_logits_themselves_are_compared()
 
 def test_a_student_that_agrees_has_no_soft_loss():
     (logits,) = some_logits(0)
-    assert soft_loss(logits, logits + 7.0, 2.0).item() == pytest.approx(0, abs=1e-12)
+    assert TASK.answers_loss(logits, logits + 7.0, "soft", 2.0).item() == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["soft", "hard"])
@@ -124,7 +124,7 @@ def test_the_weight_is_the_share_of_the_teacher(batches, mode, weight):
     )
     labels = F.cross_entropy(student, batch.targets, label_smoothing=0.1)
     hard = F.cross_entropy(student, teacher.argmax(dim=1))  # its labels are not smoothed
-    answers = soft_loss(student, teacher, 2.0) if mode == "soft" else hard
+    answers = TASK.answers_loss(student, teacher, "soft", 2.0) if mode == "soft" else hard
     assert loss.item() == pytest.approx(((1 - weight) * labels + weight * answers).item(), rel=1e-6)
     assert logits is student
 

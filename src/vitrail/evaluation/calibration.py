@@ -29,7 +29,11 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """The images whose confidence (largest probability) lies in (``low``, ``high``]."""
+    """The answers whose confidence lies in (``low``, ``high``]: the largest probability of an image.
+
+    With several labels per image every class of every image is an answer, its confidence the probability that it is
+    there, and its accuracy how often it is.
+    """
 
     low: float
     high: float
@@ -134,7 +138,13 @@ def reliability(
         labels: (B,).
         num_bins: bins of equal width.
     """
-    confidence, correct = table.max(axis=1), table.argmax(axis=1) == labels
+    return reliability_bins(table.max(axis=1), table.argmax(axis=1) == labels, num_bins)
+
+
+def reliability_bins(
+    confidence: FloatArray, correct: npt.NDArray[np.bool_], num_bins: int = NUM_BINS
+) -> tuple[ReliabilityBin, ...]:
+    """Return how often what was said with each level of confidence, (n,) in [0, 1], is so; ``correct`` is (n,)."""
     edges = np.linspace(0, 1, num_bins + 1)
     # Bins are open below and closed above, so that a probability of 1 falls into the last one.
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, num_bins - 1)

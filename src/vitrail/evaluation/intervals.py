@@ -100,6 +100,30 @@ def f1_bounds(true_positives: npt.ArrayLike, wrong: npt.ArrayLike) -> tuple[Floa
     return 2 * low / (1 + low), 2 * high / (1 + high)
 
 
+def class_scores(hits: IntArray, support: IntArray, predicted: IntArray) -> list[tuple[Estimate, Estimate, Estimate]]:
+    """Return precision, recall and F1 of each class.
+
+    Args:
+        hits: true positives (C,).
+        support: images of the class (C,); where there is none, recall and F1 are undefined.
+        predicted: images said to be of the class (C,); where there is none, the precision is undefined.
+    """
+    both = support + predicted
+    columns = (
+        (hits / np.maximum(predicted, 1), *wilson_bounds(hits, predicted), predicted > 0),
+        (hits / np.maximum(support, 1), *wilson_bounds(hits, support), support > 0),
+        (2 * hits / np.maximum(both, 1), *f1_bounds(hits, both - 2 * hits), support > 0),
+    )
+    estimates = [
+        [
+            Estimate(value, low, high) if defined else UNDEFINED
+            for value, low, high, defined in zip(*(column.tolist() for column in four), strict=True)
+        ]
+        for four in columns
+    ]
+    return list(zip(*estimates, strict=True))
+
+
 def mean_recall(confusion: IntArray) -> Estimate:
     """Return the balanced accuracy: the mean recall over the classes that have images."""
     present = confusion.sum(axis=1) > 0
@@ -116,6 +140,50 @@ def mean_f1(confusion: IntArray) -> Estimate:
         return UNDEFINED
     f1, _ = _f1(confusion.astype(np.float64))
     return _mean_score(float(f1[present].mean()), confusion, _f1)
+
+
+def mean_ratio(parts: npt.ArrayLike, wholes: npt.ArrayLike, support: npt.ArrayLike) -> Estimate:
+    """Return the mean over classes of ``sum of parts / sum of wholes``, both over images that several classes share.
+
+    F1 is such a ratio, of ``2 TP`` and ``2 TP + FP + FN``; so is the share of right decisions.
+
+    Args:
+        parts: counts (n, C), of each image and class.
+        wholes: counts (n, C), each at least that of ``parts``.
+        support: counts (C,); a class with 0 counts in no mean, and of two errors more each class takes its share.
+
+    The interval is that of `mean_recall`, with the variance of images: what is wrong on one image in several classes
+    at once is one surprise, not several.
+    """
+    support = np.asarray(support, np.float64)
+    present = support > 0
+    if not present.any():
+        return UNDEFINED
+    part, whole = (np.asarray(values, np.float64)[:, present] for values in (parts, wholes))
+    extra = _EXTRA_ERRORS * support[present] / support.sum()
+    totals = whole.sum(axis=0) + extra
+    possible = part.sum(axis=0) / totals
+    influence = ((part - possible * whole) / totals).sum(axis=1)
+    variance = float((influence**2).sum() + (extra * (possible / totals) ** 2).sum()) / len(possible) ** 2
+    value = float((part.sum(axis=0) / whole.sum(axis=0)).mean())
+    return worth(value, float(possible.mean()), variance, most=len(part))
+
+
+def worth(value: float, mean: float, variance: float, most: float) -> Estimate:
+    """Return Wilson's interval of a score, with as many trials as its variance is worth.
+
+    A proportion ``p`` of ``n`` trials has the variance ``p (1 - p) / n``; a score ``s`` with the variance ``v`` is
+    therefore worth ``s (1 - s) / v`` trials.
+
+    Args:
+        value: of the score, which is the middle of the interval.
+        mean: ``s``, the score that the variance belongs to.
+        variance: ``v``.
+        most: trials where the variance is 0.
+    """
+    trials = mean * (1 - mean) / variance if variance > 0 else most
+    low, high = wilson_bounds(value * trials, trials)
+    return Estimate(value, float(low), float(high))
 
 
 def _recall(confusion: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -135,12 +203,11 @@ def _f1(confusion: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def _mean_score(value: float, confusion: IntArray, score: Score) -> Estimate:
-    """Return Wilson's interval of a mean over classes, with as many trials as its variance is worth.
+    """Return the interval of a mean over classes; see `worth`.
 
-    A proportion ``p`` of ``n`` trials has the variance ``p (1 - p) / n``; a score ``s`` with the variance ``v`` (by the
-    delta method, over the images) is therefore worth ``s (1 - s) / v`` trials. As Wilson's interval looks at the
-    proportions that could have been, not at the one that was seen, ``s`` and ``v`` are taken where two errors more
-    are spread over the classes: without an error the variance would be 0 and the interval empty.
+    Its variance is that of the delta method, over the images. As Wilson's interval looks at the proportions that could
+    have been, not at the one that was seen, score and variance are taken where two errors more are spread over the
+    classes: without an error the variance would be 0 and the interval empty.
     """
     num_classes, support = len(confusion), confusion.sum(axis=1)
     present = support > 0
@@ -149,6 +216,4 @@ def _mean_score(value: float, confusion: IntArray, score: Score) -> Estimate:
     scores, influence = score(possible)
     mean = float(scores[present].mean())
     variance = float((possible * influence**2).sum()) / int(present.sum()) ** 2
-    trials = mean * (1 - mean) / variance if variance > 0 else float(support.sum())
-    low, high = wilson_bounds(value * trials, trials)
-    return Estimate(value, float(low), float(high))
+    return worth(value, mean, variance, most=float(support.sum()))

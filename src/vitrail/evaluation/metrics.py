@@ -15,16 +15,7 @@ from scipy.special import log_softmax
 
 from vitrail.errors import DataError
 from vitrail.evaluation.calibration import Calibration, ReliabilityBin, calibration_error, probabilities, reliability
-from vitrail.evaluation.intervals import (
-    UNDEFINED,
-    Estimate,
-    IntArray,
-    f1_bounds,
-    mean_f1,
-    mean_recall,
-    proportion,
-    wilson_bounds,
-)
+from vitrail.evaluation.intervals import Estimate, IntArray, class_scores, mean_f1, mean_recall, proportion
 
 TOP_K = 5
 
@@ -193,22 +184,7 @@ def _top_k(logits: npt.NDArray[np.float64], labels: IntArray) -> Estimate:
 
 
 def _class_metrics(confusion: IntArray, classes: tuple[str, ...]) -> tuple[ClassMetrics, ...]:
-    hits, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    precision_low, precision_high = wilson_bounds(hits, predicted)
-    recall_low, recall_high = wilson_bounds(hits, support)
-    f1_low, f1_high = f1_bounds(hits, support + predicted - 2 * hits)
-
-    def estimate(value: float, low: np.float64, high: np.float64, defined: bool) -> Estimate:
-        return Estimate(float(value), float(low), float(high)) if defined else UNDEFINED
-
-    return tuple(
-        ClassMetrics(
-            name=name,
-            support=int(images),
-            predicted=int(answers),
-            precision=estimate(found / max(answers, 1), precision_low[k], precision_high[k], answers > 0),
-            recall=estimate(found / max(images, 1), recall_low[k], recall_high[k], images > 0),
-            f1=estimate(2 * found / max(images + answers, 1), f1_low[k], f1_high[k], images > 0),
-        )
-        for k, (name, found, images, answers) in enumerate(zip(classes, hits, support, predicted, strict=True))
-    )
+    support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    scores = class_scores(confusion.diagonal(), support, predicted)
+    rows = zip(classes, support.tolist(), predicted.tolist(), scores, strict=True)
+    return tuple(ClassMetrics(name, images, answers, *estimates) for name, images, answers, estimates in rows)

@@ -4,18 +4,23 @@ Axes: B images, C classes.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, assert_never
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitrail.config import TaskName
 from vitrail.errors import ConfigError
+from vitrail.tasks.contract import DistillMode
 
 
 @dataclass(frozen=True)
 class Classification:
     """The task of naming the one class of each image."""
+
+    name: ClassVar[TaskName] = "classification"
 
     num_classes: int
     """At least 2."""
@@ -66,6 +71,29 @@ class Classification:
         """
         labels = targets.argmax(dim=1) if targets.ndim == 2 else targets
         return logits.argmax(dim=1) == labels
+
+    def answers_loss(self, student: Tensor, teacher: Tensor, mode: DistillMode, temperature: float) -> Tensor:
+        """Return the mean over the images of the distance to the teacher's answers.
+
+        - soft: ``T^2 KL(softmax(teacher / T) || softmax(student / T))``. Hinton et al., Distilling the Knowledge in a
+          Neural Network, arXiv 1503.02531, section 2: the factor keeps the gradient's size when T changes.
+        - hard: the cross-entropy with the teacher's most probable class, without label smoothing. Touvron et al.,
+          DeiT, arXiv 2012.12877, section 4, equation 3.
+
+        Args:
+            student: logits (B, C).
+            teacher: logits (B, C).
+            mode: one of these.
+            temperature: T of the soft answers.
+        """
+        match mode:
+            case "soft":
+                ours, theirs = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
+                return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+            case "hard":
+                return F.cross_entropy(student, teacher.argmax(dim=1))
+            case _:
+                assert_never(mode)
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ Axes: B images, C classes, D features of the student, E features of the teacher.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, assert_never
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,8 @@ from vitrail.config import Preprocess
 from vitrail.errors import ConfigError, did_you_mean
 from vitrail.models import Model
 from vitrail.runtime.precision import Precision
-from vitrail.tasks import Classification
+from vitrail.tasks import DistillMode, Task
 from vitrail.training.objective import TrainBatch, TrainBatches
-
-DistillMode = Literal["soft", "hard"]
 
 BYTES_PER_REMEMBERED_NUMBER: Final = 2
 
@@ -131,7 +129,7 @@ class PlacedBatch:
     images: Tensor
     """(B, 3, H, W)."""
     targets: Tensor
-    """(B,) or (B, C)."""
+    """As the task has them."""
     place: int
     """Its number in the period."""
 
@@ -164,12 +162,7 @@ class Distillation:
     """Learning from the labels and from a teacher.
 
     The loss is ``(1 - weight) * labels + weight * teacher``, and with a projection ``features_weight * features`` on
-    top of it. ``labels`` is the task's. ``teacher`` is
-
-    - soft: ``T^2 KL(softmax(t / T) || softmax(s / T))`` of the logits t and s. Hinton et al., Distilling the Knowledge
-      in a Neural Network, arXiv 1503.02531, section 2: the factor keeps the gradient's size when T changes.
-    - hard: the cross-entropy with the teacher's most probable class, without label smoothing. Touvron et al., DeiT,
-      arXiv 2012.12877, section 4, equation 3.
+    top of it. ``labels`` and ``teacher`` are the task's `loss` and `answers_loss`.
 
     ``features`` is the squared distance between the teacher's pooled features and a learned linear map of the
     student's, both scaled to length 1, which is 2 - 2 cos and lies in [0, 4]. The map is the regressor of Romero et
@@ -177,7 +170,7 @@ class Distillation:
     2.
     """
 
-    task: Classification
+    task: Task
     teacher: Answering
     mode: DistillMode = "soft"
     weight: float = 0.5
@@ -201,7 +194,8 @@ class Distillation:
         logits, features = outputs if self.projection is not None else (outputs, None)
         answers = self.teacher.answers(batch)
         loss = (1 - self.weight) * self.task.loss(logits, batch.targets)
-        loss = loss + self.weight * self._answers_loss(logits.float(), answers.logits)
+        theirs = self.task.answers_loss(logits.float(), answers.logits, self.mode, self.temperature)
+        loss = loss + self.weight * theirs
         if features is not None:
             assert answers.features is not None, "the teacher was made without features"
             loss = loss + self.features_weight * features_distance(features.float(), answers.features)
@@ -210,21 +204,6 @@ class Distillation:
     def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return (B,) booleans: whether the student agrees with the label, whatever the teacher says."""
         return self.task.correct(logits, targets)
-
-    def _answers_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        match self.mode:
-            case "soft":
-                return soft_loss(student, teacher, self.temperature)
-            case "hard":
-                return F.cross_entropy(student, teacher.argmax(dim=1))
-            case _:
-                assert_never(self.mode)
-
-
-def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return ``T^2 KL(softmax(teacher / T) || softmax(student / T))``, the mean over B, of logits (B, C)."""
-    ours, theirs = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
-    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
 def features_distance(projected: Tensor, teacher: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from vitrail.tasks import Classification
+from vitrail.tasks import Task
 
 
 class TrainBatch(Protocol):
@@ -21,7 +21,7 @@ class TrainBatch(Protocol):
 
     @property
     def targets(self) -> Tensor:
-        """(B,) class indices or (B, C) probabilities."""
+        """As the task has them; see `vitrail.tasks`."""
 
 
 class TrainBatches(Protocol):
@@ -56,7 +56,7 @@ class Objective(Protocol):
 class Supervised:
     """Learning from the labels alone."""
 
-    task: Classification
+    task: Task
 
     def network(self, model: nn.Module) -> nn.Module:
         """Return the model as it is: it maps images to logits."""
