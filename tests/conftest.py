@@ -1,9 +1,13 @@
 """What holds for all tests."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# transformers imports torchvision where it is installed, and fails with it where its wheel is for another torch.
+sys.modules["torchvision"] = None  # type: ignore[assignment]  # what Python takes for "not there"
 
 
 @pytest.fixture(scope="session", autouse=True)

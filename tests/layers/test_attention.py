@@ -70,7 +70,7 @@ def test_short_sequences_through_onednn_alone_are_written_out_and_all_give_the_s
     monkeypatch.setattr(attention, "CPU_EXPLICIT_MAX_TOKENS", 12)
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args: calls.append(args) or fused(*args))
     expected = (q.double() @ k.double().mT / 8**0.5).softmax(-1) @ v.double()
-    atol = 1e-6 if dtype == torch.float32 else 0.03
+    atol = 4e-6 if dtype == torch.float32 else 0.04
     torch.testing.assert_close(attend(q, k, v).double(), expected, rtol=0, atol=atol)  # measured: 4e-7, 0.0075
     assert len(calls) == num_fused
 

@@ -65,24 +65,25 @@ def test_it_computes_what_transformers_computes_with_the_same_weights(name):
     with torch.inference_mode():
         theirs = reference(images, output_hidden_states=True)
         ours = model.forward_features(images)
-        assert worst(model(images), theirs.logits) < 1e-6
+        assert worst(model(images), theirs.logits) < 1e-5
     for number, stage in enumerate(theirs.hidden_states[1:], start=1):
-        assert worst(ours[f"stage{number}"], stage) < 1e-6
+        assert worst(ours[f"stage{number}"], stage) < 1e-5
 
 
 def test_gradients_and_statistics_of_a_training_step_are_those_of_transformers():
-    """Seen: no difference."""
-    reference = transformers_model("resnet18").train()
-    model = create_model("resnet18", num_classes=7).train()
+    """In float64, so that no value beside a ReLU's zero falls to its other side by rounding. Seen: no difference."""
+    reference = transformers_model("resnet18").double().train()
+    model = create_model("resnet18", num_classes=7).double().train()
     model.load_state_dict(to_native(reference.state_dict())[1])
-    reference(pictures(4)).logits.square().sum().backward()
-    model(pictures(4)).square().sum().backward()
+    images = pictures(4).double()
+    reference(images).logits.square().sum().backward()
+    model(images).square().sum().backward()
     _, expected = to_native({name: parameter.grad for name, parameter in reference.named_parameters()})
     for name, parameter in model.named_parameters():
-        assert worst(parameter.grad, expected[name]) < 1e-3, name
+        assert worst(parameter.grad, expected[name]) < 1e-9, name
     _, statistics = to_native(dict(reference.named_buffers()) | dict(reference.named_parameters()))
     for name, buffer in model.named_buffers():
-        torch.testing.assert_close(buffer, statistics[name], rtol=0, atol=1e-5)
+        torch.testing.assert_close(buffer, statistics[name], rtol=0, atol=1e-12)
 
 
 def test_the_body_alone_is_translated_too_and_unknown_names_stay():
