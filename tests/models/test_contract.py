@@ -116,7 +116,7 @@ def test_images_of_a_batch_do_not_mix(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_channels_last_computes_the_same(name):
-    """In float64. Seen: at most 2e-14 of the largest logit; in float32 4e-5, for RepViT, whose random weights amplify."""
+    """In float64. Seen: at most 2e-14 of the largest logit; in float32 4e-5 for RepViT, which amplifies."""
     model = build(name).double().eval()
     images = images_for(model).double()
     with torch.inference_mode():

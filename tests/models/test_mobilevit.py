@@ -141,7 +141,7 @@ def test_it_has_as_many_parameters_as_timms_and_transformers_models(name):
 @pytest.mark.parametrize("size", [(128, 128), (96, 160), (100, 164)], ids=str)
 @pytest.mark.parametrize("name", [*SMALLEST, "mobilevit_xs", "mobilevitv2_100"])
 def test_logits_are_those_of_transformers_with_the_same_weights(name, size):
-    """In float64. Seen: 2e-15 of the largest logit. The last map is 3 x 5 of 96 x 160; 100 x 164 has 13 x 21, 7 x 11."""
+    """Seen: 2e-15 of the largest logit, in float64. Odd maps: 3 x 5 of 96 x 160; 13 x 21, 7 x 11 of 100 x 164."""
     reference, ours = (model.double() for model in pair(name))
     if "v2" in name:
         resize_odd_maps(reference)
