@@ -244,8 +244,23 @@ def test_the_digits_are_built_in(tmp_path: Path) -> None:
         number = int(train.paths[index].removeprefix("digits/"))
         assert np.abs(np.asarray(train.decode(index))[..., 1] * (16 / 255) - expected.images[number]).max() < 0.04
         assert train.labels[index] == expected.target[number]
+    assert len({record.sha256 for record in dataset.records}) == 1797
+    # Twelve pairs are so alike at 64 pixels that they count as one picture, all of them of one class.
+    pairs = dataset.findings.pairs
+    assert pairs
+    assert not dataset.findings.conflicts
+    split_of = {path: name for name, split in dataset.splits.items() for path in split.paths}
+    assert all(split_of[pair.first] == split_of[pair.second] for pair in pairs)
     dataset.write_manifest(tmp_path / "digits.csv")
-    assert open_manifest(tmp_path / "digits.csv", "digits").splits["val"].paths == dataset.splits["val"].paths
+    again = open_manifest(tmp_path / "digits.csv", "digits")
+    assert again.splits["val"].paths == dataset.splits["val"].paths
+    assert np.array_equal(again.splits["val"].decode(3), dataset.splits["val"].decode(3))
+
+
+def test_a_manifest_tells_where_it_looks_for_its_pictures(tmp_path: Path) -> None:
+    open_dataset(pictures(tmp_path / "flowers", a=2, b=2), DataConfig()).write_manifest(tmp_path / "m.csv")
+    with pytest.raises(DataError, match=r"Did you mean 'flowers'\? .* The pictures of .*m\.csv are looked for there"):
+        open_manifest(tmp_path / "m.csv", tmp_path / "flower")
 
 
 def test_a_file_that_breaks_after_admission_is_named(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from vitrail.config import DataConfig
-from vitrail.data import admission, open_dataset
+from vitrail.data import open_dataset
 from vitrail.data.inspections import InspectionCache, cache_folder
+from vitrail.data.sources.folder import FolderPictures
 
 
 @pytest.fixture(autouse=True)
@@ -24,13 +25,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def inspected(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """Return the names of the files that were decoded since the last call."""
     names: list[str] = []
-    before = admission.inspect_image
+    before = FolderPictures.inspect
 
-    def inspect(path: str) -> object:
+    def inspect(pictures: FolderPictures, path: str) -> object:
         names.append(Path(path).name)
-        return before(path)
+        return before(pictures, path)
 
-    monkeypatch.setattr(admission, "inspect_image", inspect)
+    monkeypatch.setattr(FolderPictures, "inspect", inspect)
 
     def take() -> list[str]:
         taken = sorted(names)
@@ -143,7 +144,7 @@ def test_names_of_any_bytes_come_back(source: Path, inspected: Callable[[], list
 
 
 def test_the_folder_is_where_the_user_has_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert InspectionCache(tmp_path).path.is_relative_to(tmp_path / "cache" / "vitrail")
+    assert InspectionCache(str(tmp_path)).path.is_relative_to(tmp_path / "cache" / "vitrail")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "vitrail"

@@ -1,13 +1,14 @@
 """Pictures on disk become a checked, divided dataset, and its splits become batches."""
 
 from vitrail.data.curation import Leak, Pair
-from vitrail.data.dataset import Dataset, Refused, Split, Traits, open_dataset, open_evaluation_set, open_manifest
+from vitrail.data.dataset import Dataset, Refused, Split, open_dataset, open_evaluation_set, open_manifest
 from vitrail.data.find import find_pictures, load_pictures
 from vitrail.data.findings import Finding, Findings
 from vitrail.data.images import ImageRefusedError, display_name, load_pixels, open_image, prepare
 from vitrail.data.loader import Batch, EvalBatch, EvalLoader, TrainLoader
 from vitrail.data.policy import AugmentPolicy, augment_policy
 from vitrail.data.records import Record, read_manifest
+from vitrail.data.sources import Traits
 
 __all__ = [
     "AugmentPolicy",

@@ -1,14 +1,13 @@
 """Admission: every file is decoded once before any is used, and each that is not whole is left out with its reason."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-from vitrail.data.images import ImageRefusedError, Inspection, inspect_image
-from vitrail.data.inspections import InspectionCache, file_key
+from vitrail.data.images import ImageRefusedError, Inspection
+from vitrail.data.inspections import InspectionCache
 from vitrail.data.ordered import default_workers, ordered_map
 from vitrail.data.records import Record
+from vitrail.data.sources import Source
 
 Progress = Callable[[int, int], None]
 """Is told how many files are done, and of how many."""
@@ -21,23 +20,20 @@ class Admitted:
     """Records with their size and hash, or with the reason why the file is not used."""
 
     records: list[Record]
-    inspections: dict[str, Inspection] = field(default_factory=dict)
-    """By path, of every file that is whole; empty for a source that has no files."""
-    note: str = ""
+    inspections: dict[str, Inspection]
+    """By path, of every picture that is whole."""
+    note: str
     """Why the findings could not be kept for the next time; empty where they were."""
 
 
-def admit(root: Path, records: Sequence[Record], progress: Progress | None = None) -> Admitted:
-    """Inspect every file, or take what is known of it since it was last changed; the records keep their order.
+def admit(source: Source, records: Sequence[Record], progress: Progress | None = None) -> Admitted:
+    """Inspect every picture of a source, or take what is known of it since it was last changed; in the same order.
 
     What was found is kept even when somebody interrupts, so that the next time goes on from there.
     """
-    cache = InspectionCache(root)
-    keys = {
-        record.path: file_key(os.path.join(root, record.path))  # noqa: PTH118  (per image)
-        for record in records
-        if not record.reason
-    }
+    pictures = source.pictures
+    cache = InspectionCache(source.place)
+    keys = {record.path: pictures.key(record.path) for record in records if not record.reason}
     inspections = {path: known for path, key in keys.items() if (known := cache.get(path, key)) is not None}
     num_known = len(records) - (len(keys) - len(inspections))
     if progress is not None:
@@ -47,7 +43,7 @@ def admit(root: Path, records: Sequence[Record], progress: Progress | None = Non
 
     def inspect(path: str) -> tuple[str, Inspection | ImageRefusedError]:
         try:
-            return path, inspect_image(os.path.join(root, path))  # noqa: PTH118  (per image)
+            return path, pictures.inspect(path)
         except ImageRefusedError as refusal:
             return path, refusal
 

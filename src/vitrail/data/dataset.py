@@ -9,28 +9,18 @@ from typing import Final, NamedTuple, get_args
 import numpy as np
 from PIL import Image
 
-from vitrail.config import AugmentStrength, DataConfig, SplitName
-from vitrail.data.admission import Admitted, Progress, admit
+from vitrail.config import DataConfig, SplitName
+from vitrail.data.admission import Progress, admit
 from vitrail.data.curation import Curated, curate
 from vitrail.data.findings import Findings, find_out
 from vitrail.data.images import ImageRefusedError, display_name
 from vitrail.data.records import Record, read_manifest, write_manifest
-from vitrail.data.sources import BUILT_IN, FolderPictures, Pictures, list_folder, load_digits
+from vitrail.data.sources import Pictures, Source, Traits, open_source
 from vitrail.data.split import stratified_split
 from vitrail.errors import DataError, did_you_mean
 
 _FEWEST_CLASSES: Final = 2
 _MOST_NAMED: Final = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Traits:
-    """What is known of a source beyond its pictures."""
-
-    flip: bool = True
-    """Whether a mirrored picture still shows its class; False for writing."""
-    augment: AugmentStrength = "medium"
-    """The policy that "auto" means."""
 
 
 class Refused(NamedTuple):
@@ -129,13 +119,15 @@ def open_dataset(source: str | Path, config: DataConfig | None = None, *, progre
             that only val or test shows, or a picture without a group.
     """
     config = config or DataConfig()
-    admitted, pictures, divided, ignored = _read_source(source, progress)
+    opened = open_source(source)
+    listing = opened.list()
+    admitted = admit(opened, listing.records, progress)
     used = [record for record in admitted.records if not record.reason]
-    _check_classes(source, admitted.records, used)
-    curated = curate(used, admitted.inspections, pictures.open, config)
+    _check_classes(opened.name, admitted.records, used)
+    curated = curate(used, admitted.inspections, opened.pictures.open, config)
     used = [record for record in curated.records if not record.reason]
     divided_splits = {record.split for record in used}
-    if not divided:
+    if not listing.divided:
         splits = _divide(used, config, config.test_fraction, curated)
     elif "val" not in divided_splits:
         kept = [record for record in used if record.split != "train"]
@@ -145,7 +137,7 @@ def open_dataset(source: str | Path, config: DataConfig | None = None, *, progre
     refused = [replace(record, split=None) for record in admitted.records if record.reason]
     records = splits + refused + [record for record in curated.records if record.reason]
     findings = find_out(records, admitted.inspections, curated.pairs, curated.leaks, note=admitted.note)
-    return _build(source, records, pictures, ignored, findings=findings)
+    return _build(opened, records, listing.ignored, findings=findings)
 
 
 def open_evaluation_set(source: str | Path, classes: Sequence[str], *, progress: Progress | None = None) -> Dataset:
@@ -156,18 +148,20 @@ def open_evaluation_set(source: str | Path, classes: Sequence[str], *, progress:
     Raises:
         DataError: if there are no usable pictures, or a class that the model does not know.
     """
-    admitted, pictures, divided, ignored = _read_source(source, progress)
-    records = admitted.records
+    opened = open_source(source)
+    listing = opened.list()
+    records = admit(opened, listing.records, progress).records
     unknown = sorted({record.label for record in records} - set(classes))
     if unknown:
         hint = did_you_mean(unknown[0], classes)
-        raise DataError(f"{display_name(source)} has classes that the model does not know: {_names(unknown)}.{hint}")
+        raise DataError(f"{opened.name} has classes that the model does not know: {_names(unknown)}.{hint}")
     records = [
-        replace(record, split=None if record.reason else record.split if divided else "test") for record in records
+        replace(record, split=None if record.reason else record.split if listing.divided else "test")
+        for record in records
     ]
     if all(record.reason for record in records):
-        raise _no_usable_pictures(source, records)
-    return _build(source, records, pictures, ignored, classes)
+        raise _no_usable_pictures(opened.name, records)
+    return _build(opened, records, listing.ignored, classes)
 
 
 def open_manifest(manifest: str | Path, source: str | Path) -> Dataset:
@@ -175,31 +169,16 @@ def open_manifest(manifest: str | Path, source: str | Path) -> Dataset:
 
     Args:
         manifest: a CSV file of `Dataset.write_manifest`.
-        source: where the pictures lie now: the folder its paths are below, or "digits".
+        source: where the pictures lie now: the folder its paths are below, or another source.
 
     Raises:
         DataError: if the manifest is damaged or the source does not exist.
     """
     records = read_manifest(manifest)
-    if str(source) in BUILT_IN:
-        return _build(source, records, load_digits()[1], {})
-    if not Path(source).is_dir():
-        raise DataError(
-            f"There is no folder {display_name(source)}, where the pictures of {display_name(manifest)} lie."
-        )
-    return _build(source, records, FolderPictures(Path(source)), {})
-
-
-def _read_source(source: str | Path, progress: Progress | None) -> tuple[Admitted, Pictures, bool, Mapping[str, int]]:
-    """Return the checked records, where the pictures are, whether they are divided already, and what was ignored."""
-    if str(source) in BUILT_IN:
-        digits, pixels = load_digits()
-        return Admitted(digits), pixels, False, {}
-    if not str(source):  # for Python the present folder, for a person a variable that was not set
-        raise DataError('The source is an empty name. Give a folder with a folder of pictures per class, or "digits".')
-    root = Path(source)
-    listing = list_folder(root)
-    return admit(root, listing.records, progress), FolderPictures(root), listing.divided, dict(listing.ignored)
+    try:
+        return _build(open_source(source), records, {})
+    except DataError as error:
+        raise DataError(f"{error} The pictures of {display_name(manifest)} are looked for there.") from error
 
 
 def _divide(records: list[Record], config: DataConfig, test_fraction: float, curated: Curated) -> list[Record]:
@@ -215,23 +194,20 @@ def _divide(records: list[Record], config: DataConfig, test_fraction: float, cur
     return [replace(record, split=split) for record, split in zip(records, splits, strict=True)]
 
 
-def _check_classes(source: str | Path, records: list[Record], used: list[Record]) -> None:
+def _check_classes(name: str, records: list[Record], used: list[Record]) -> None:
     """Refuse what no classifier can be trained on."""
     if not used:
-        raise _no_usable_pictures(source, records)
+        raise _no_usable_pictures(name, records)
     usable = {record.label for record in used}
     empty = sorted({record.label for record in records} - usable)
     if empty:
         example = next(record for record in records if record.label == empty[0])
         raise DataError(
-            f"No picture of these classes in {display_name(source)} can be used: {_names(empty)}. "
-            f"For example {display_name(example.path)}: {example.reason}. Repair the files or remove the folders."
+            f"No picture of these classes in {name} can be used: {_names(empty)}. "
+            f"For example {display_name(example.path)}: {example.reason}. Repair or remove them."
         )
     if len(usable) < _FEWEST_CLASSES:
-        raise DataError(
-            f"{display_name(source)} has one class only, {_names(sorted(usable))}. A classifier needs at least two "
-            "folders of pictures, one per class."
-        )
+        raise DataError(f"{name} has one class only, {_names(sorted(usable))}. A classifier needs at least two.")
     # Where nothing is divided yet every split is None, and no class can be missing.
     learnable = {record.label for record in used if record.split in {None, "train"}}
     unlearnable = sorted(usable - learnable)
@@ -243,9 +219,8 @@ def _check_classes(source: str | Path, records: list[Record], used: list[Record]
 
 
 def _build(
-    source: str | Path,
+    source: Source,
     records: list[Record],
-    pictures: Pictures,
     ignored: Mapping[str, int],
     classes: Sequence[str] | None = None,
     findings: Findings | None = None,
@@ -263,11 +238,10 @@ def _build(
                 paths=[record.path for record in members],
                 labels=np.array([index[record.label] for record in members], np.int64),
                 sizes=np.array([(record.height, record.width) for record in members], np.int32),
-                pictures=pictures,
+                pictures=source.pictures,
             )
-    digits = str(source) in BUILT_IN
     return Dataset(
-        name=str(source) if digits else display_name(Path(source).resolve().name),
+        name=source.name,
         classes=names,
         splits=splits,
         refused=[
@@ -281,17 +255,15 @@ def _build(
             if record.reason and record.duplicate_of
         ],
         findings=findings or Findings(),
-        ignored=ignored,
-        traits=Traits(flip=False, augment="light") if digits else Traits(),
+        ignored=dict(ignored),
+        traits=source.traits,
         records=records,
     )
 
 
-def _no_usable_pictures(source: str | Path, records: list[Record]) -> DataError:
+def _no_usable_pictures(name: str, records: list[Record]) -> DataError:
     (reason, count), *_ = Counter(record.reason for record in records).most_common(1)
-    return DataError(
-        f"None of the {len(records)} pictures in {display_name(source)} can be used; {count} of them because: {reason}."
-    )
+    return DataError(f"None of the {len(records)} pictures in {name} can be used; {count} of them because: {reason}.")
 
 
 def _names(labels: Sequence[str]) -> str:

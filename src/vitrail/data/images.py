@@ -109,10 +109,15 @@ def open_image(path: str | Path, *, min_side: int | None = None) -> Image.Image:
     Raises:
         ImageRefusedError: with the reason, for whatever is not a whole picture within the limits.
     """
+    return decode_bytes(read_file(path), path, min_side=min_side)
+
+
+def decode_bytes(data: bytes, name: str | Path, *, min_side: int | None = None) -> Image.Image:
+    """Decode the bytes of a picture file as `open_image` does; ``name`` is for its error."""
     try:
-        return _decode(read_file(path), min_side).upright
+        return _decode(data, min_side).upright
     except _RefusalError as refusal:
-        raise ImageRefusedError(path, str(refusal)) from refusal
+        raise ImageRefusedError(name, str(refusal)) from refusal
 
 
 def inspect_image(path: str | Path) -> Inspection:
@@ -121,25 +126,43 @@ def inspect_image(path: str | Path) -> Inspection:
     Raises:
         ImageRefusedError: with the reason, exactly where `open_image` would raise it.
     """
+    return inspect_bytes(read_file(path), path)
+
+
+def inspect_bytes(data: bytes, name: str | Path) -> Inspection:
+    """Decode the bytes of a picture file once, as `inspect_image` does; ``name`` is for its error."""
     try:
-        data = read_file(path)
         # A JPEG decoded at 1/8 still reads every byte of its entropy-coded data, which is where damage shows.
         found = _decode(data, min_side=2 * THUMB_SIDE)
     except _RefusalError as refusal:
-        raise ImageRefusedError(path, str(refusal)) from refusal
-    picture = found.upright
-    digest = hashlib.blake2b(picture.tobytes(), digest_size=16, key=b"%d x %d" % (found.width, found.height))
-    thumb = squash(picture, THUMB_SIDE)
-    return Inspection(
-        width=found.width,
-        height=found.height,
+        raise ImageRefusedError(name, str(refusal)) from refusal
+    return inspect_picture(
+        found.upright,
+        size=(found.width, found.height),
         sha256=hashlib.sha256(data).hexdigest(),
-        pixels=digest.digest(),
-        thumb=thumb[..., 0].tobytes(),
-        colour=(round(thumb[..., 1].mean()), round(thumb[..., 2].mean())),
         format=found.format,
         mode=found.mode,
         animated=found.animated,
+    )
+
+
+def inspect_picture(
+    picture: Image.Image, *, size: tuple[int, int], sha256: str, format: str, mode: str, animated: bool = False
+) -> Inspection:
+    """Return what an RGB picture tells; ``size`` is (width, height) of the whole one, and the rest as `Inspection`."""
+    width, height = size
+    digest = hashlib.blake2b(picture.tobytes(), digest_size=16, key=b"%d x %d" % size)
+    thumb = squash(picture, THUMB_SIDE)
+    return Inspection(
+        width=width,
+        height=height,
+        sha256=sha256,
+        pixels=digest.digest(),
+        thumb=thumb[..., 0].tobytes(),
+        colour=(round(thumb[..., 1].mean()), round(thumb[..., 2].mean())),
+        format=format,
+        mode=mode,
+        animated=animated,
     )
 
 
@@ -194,7 +217,7 @@ def read_file(path: str | Path) -> bytes:
     """Return a file's bytes.
 
     Raises:
-        ImageRefusedError: if it is no regular file (a pipe would block for ever), empty, too large or unreadable.
+        ImageRefusedError: if it is no regular file (a pipe would block for ever), too large or unreadable.
     """
     try:
         status = os.stat(path)  # noqa: PTH116  (per image)
@@ -211,8 +234,6 @@ def read_file(path: str | Path) -> bytes:
         raise ImageRefusedError(path, "there is no such file") from error
     except OSError as error:
         raise ImageRefusedError(path, f"it cannot be read ({error.strerror or error})") from error
-    if not data:
-        raise ImageRefusedError(path, "it is empty")
     return data
 
 
@@ -248,6 +269,8 @@ class _Decoded:
 
 
 def _decode(data: bytes, min_side: int | None) -> _Decoded:
+    if not data:
+        raise _RefusalError("it is empty")
     try:
         with Image.open(io.BytesIO(data), formats=_installed_formats()) as image:
             width, height = image.size
@@ -258,7 +281,7 @@ def _decode(data: bytes, min_side: int | None) -> _Decoded:
             image.load()
             # Pillow turns a TIFF itself while loading, and then forgets the tag: so this is read afterwards.
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-            upright = _to_rgb(image)
+            upright = to_rgb(image)
             name = image.format or ""
     except _RefusalError:
         raise
@@ -284,7 +307,7 @@ def _is_animated(image: Image.Image) -> bool:
     return image.format not in _PAGED_PHOTOGRAPHS and bool(getattr(image, "is_animated", False))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Return a loaded picture of any mode as RGB, by the rule at the top of this file."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy() if image.readonly else image

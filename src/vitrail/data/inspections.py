@@ -1,6 +1,6 @@
 """What was found out about files, kept on disk, so that the next look at the same folder decodes only what has changed.
 
-One file per source folder in the user's cache folder (``$XDG_CACHE_HOME/vitrail`` or ``~/.cache/vitrail``), about 700
+One file per source in the user's cache folder (``$XDG_CACHE_HOME/vitrail`` or ``~/.cache/vitrail``), about 700
 bytes for each picture. An entry holds for a file of the same name, size, times of change and inode; all others are
 decoded again. Only pictures that are whole are kept: a file that was refused is tried again. A cache of another
 version, of another Pillow, or one that is damaged counts as none.
@@ -47,14 +47,14 @@ def file_key(path: str) -> FileKey | None:
 
 
 class InspectionCache:
-    """Inspections of the files below a folder, by their path there.
+    """Inspections of the pictures of a source, by their path there.
 
     Args:
-        root: the folder.
+        place: what the source is known by, such as the resolved path of its folder.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.path = cache_folder() / "admission" / f"{_digest(os.fsencode(root.resolve()))}.npz"
+    def __init__(self, place: str) -> None:
+        self.path = cache_folder() / "admission" / f"{_digest(os.fsencode(place))}.npz"
         self._kept = _read(self.path)
         self._new: dict[str, tuple[FileKey, Inspection]] = {}
 

@@ -1,4 +1,4 @@
-"""Where pictures come from: folders on disk, or the digits that come with scikit-learn.
+"""Folders on disk with a folder of pictures per class.
 
 A folder is read in one of two layouts. Where it has a folder ``train``, or nothing but folders called like splits, it
 is divided already: ``train``, ``val`` (or ``validation``, ``valid``) and ``test`` (or ``testing``), in any case, each
@@ -13,48 +13,21 @@ extension is tried.
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-import numpy as np
 from PIL import Image
 
 from vitrail.config import SplitName
-from vitrail.data.images import display_name, open_image
+from vitrail.data.images import Inspection, display_name, inspect_image, open_image
+from vitrail.data.inspections import FileKey, file_key
 from vitrail.data.records import Record
-from vitrail.errors import DataError, did_you_mean
+from vitrail.data.sources.contract import Listing, Source, place_of
+from vitrail.data.sources.naming import is_read, split_called, suffix_of, why_not_read
+from vitrail.errors import DataError
 
-BUILT_IN: Final = ("digits",)
-"""Names of sources that need no folder."""
-
-_SPLIT_FOLDERS: Final[dict[str, SplitName]] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-_READ: Final = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif"}
-)
-_NOT_READ: Final = frozenset(
-    {".heic", ".heif", ".jp2", ".j2k", ".jpx", ".jxl", ".tga", ".dds", ".ico", ".icns", ".pcx", ".psd", ".svg", ".eps"}
-    | {".exr", ".hdr", ".raw", ".cr2", ".nef", ".arw", ".dng"}
-)
 _NOT_FILES_OF_ANYONE: Final = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
-_DIGITS_PEAK: Final = 16
-
-
-class Pictures(Protocol):
-    """Gives the picture of a record's path."""
-
-    def open(self, path: str, min_side: int | None) -> Image.Image:
-        """Return an upright 8-bit RGB picture; see `open_image`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -64,44 +37,40 @@ class FolderPictures:
     root: Path
 
     def open(self, path: str, min_side: int | None) -> Image.Image:
-        """Decode the file. Raises ImageRefusedError."""
-        return open_image(os.path.join(self.root, path), min_side=min_side)  # noqa: PTH118  (per image)
+        """Decode the file."""
+        return open_image(self._join(path), min_side=min_side)
+
+    def inspect(self, path: str) -> Inspection:
+        """Decode the file once."""
+        return inspect_image(self._join(path))
+
+    def key(self, path: str) -> FileKey | None:
+        """Return the size, times and inode of the file."""
+        return file_key(self._join(path))
+
+    def _join(self, path: str) -> str:
+        return os.path.join(self.root, path)  # noqa: PTH118  (per image)
 
 
-@dataclass(frozen=True)
-class DigitPictures:
-    """The 1,797 handwritten digits of scikit-learn, 8 x 8 grey, as RGB."""
-
-    pixels: np.ndarray
-    """uint8 (1797, 8, 8)."""
-
-    def open(self, path: str, min_side: int | None) -> Image.Image:
-        """Return the digit of a path such as "digits/0042"."""
-        return Image.fromarray(self.pixels[int(path.removeprefix("digits/"))]).convert("RGB")
-
-
-@dataclass
-class Listing:
-    """What a folder holds, before anything is opened."""
-
-    divided: bool
-    """Whether the folder names the splits."""
-    records: list[Record] = field(default_factory=list)
-    """Every file that may be a picture, sorted by path. Those with a ``reason`` are refused by their name alone."""
-    ignored: Counter[str] = field(default_factory=Counter)
-    """How many files or folders were passed over, by what they are."""
+def open_folder(root: Path) -> Source:
+    """Return the source that a folder is."""
+    return Source(
+        name=display_name(root.resolve().name),
+        place=place_of(root),
+        pictures=FolderPictures(root),
+        list=lambda: list_folder(root),
+    )
 
 
 def list_folder(root: Path) -> Listing:
     """Find the pictures of a folder, by their names alone.
 
     Raises:
-        DataError: if the folder does not exist or has no class folders, or two folders stand for the same split.
+        DataError: if the folder has no class folders, or two folders stand for the same split.
     """
-    _check_folder(root)
     ignored: Counter[str] = Counter()
     folders = _folders(root, ignored)
-    named = {name: _SPLIT_FOLDERS[name.casefold()] for name in folders if name.casefold() in _SPLIT_FOLDERS}
+    named = {name: split for name in folders if (split := split_called(name)) is not None}
     # Folders of which all are called like splits are no classes, even where train is missing.
     listing = Listing(divided="train" in named.values() or (bool(named) and folders == list(named)), ignored=ignored)
     if listing.divided:
@@ -122,32 +91,6 @@ def list_folder(root: Path) -> Listing:
         )
     listing.records.sort(key=lambda record: record.path)
     return listing
-
-
-def load_digits() -> tuple[list[Record], DigitPictures]:
-    """Return scikit-learn's handwritten digits; grey levels 0..16 become 0..255."""
-    from sklearn.datasets import load_digits as load  # takes a second to import, and only this source needs it
-
-    digits = load()
-    pixels = np.rint(digits.images * (255 / _DIGITS_PEAK)).astype(np.uint8)
-    records = [
-        Record(path=f"digits/{number:04d}", label=str(label), width=8, height=8)
-        for number, label in enumerate(digits.target)
-    ]
-    return records, DigitPictures(pixels)
-
-
-def _check_folder(root: Path) -> None:
-    if root.is_dir():
-        return
-    if root.exists():
-        raise DataError(f"{display_name(root)} is a file; a source is a folder with one folder of pictures per class.")
-    names = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
-    hint = did_you_mean(root.name, [*names, *BUILT_IN])
-    raise DataError(
-        f"There is no folder {display_name(root)}.{hint} A source is a folder with one folder of pictures per class, "
-        'or "digits".'
-    )
 
 
 def _check_one_folder_each(root: Path, named: dict[str, SplitName]) -> None:
@@ -204,10 +147,9 @@ def walk_folder(root: Path, prefix: str, label: str, ignored: Counter[str]) -> I
             if _is_folder(entry):
                 waiting.append(path)
                 continue
-            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  (per file)
-            if suffix in _NOT_READ:
-                yield Record(path=path, label=label, reason=f"{suffix} files are not read; convert it to JPEG or PNG")
-            elif suffix in _READ or not suffix:
-                yield Record(path=path, label=label)
+            suffix = suffix_of(entry.name)
+            reason = why_not_read(suffix)
+            if reason or is_read(suffix) or not suffix:
+                yield Record(path=path, label=label, reason=reason)
             else:
                 ignored[f"{display_name(suffix)} files"] += 1

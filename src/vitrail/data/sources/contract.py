@@ -1,0 +1,89 @@
+"""What every kind of source gives: records of its pictures, and the pictures of these records."""
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from vitrail.config import AugmentStrength
+from vitrail.data.images import Inspection, decode_bytes, inspect_bytes
+from vitrail.data.inspections import FileKey
+from vitrail.data.records import Record
+
+
+class Pictures(Protocol):
+    """Gives the picture of a record's path, to several threads at once."""
+
+    def open(self, path: str, min_side: int | None) -> Image.Image:
+        """Return an upright 8-bit RGB picture; see `open_image`. Raises ImageRefusedError."""
+        ...
+
+    def inspect(self, path: str) -> Inspection:
+        """Decode the whole picture once. Raises ImageRefusedError, exactly where `open` would."""
+        ...
+
+    def key(self, path: str) -> FileKey | None:
+        """Return what changes whenever the picture does, or None where it is inspected anew each time."""
+        ...
+
+
+class EncodedPictures(Pictures, Protocol):
+    """Pictures that lie somewhere as the bytes of picture files."""
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """Return the bytes. Raises ImageRefusedError."""
+
+    def open(self, path: str, min_side: int | None) -> Image.Image:
+        """Decode the bytes."""
+        return decode_bytes(self.read(path), path, min_side=min_side)
+
+    def inspect(self, path: str) -> Inspection:
+        """Decode the bytes once."""
+        return inspect_bytes(self.read(path), path)
+
+
+@dataclass(kw_only=True)
+class Listing:
+    """What a source holds, before any picture is opened."""
+
+    divided: bool
+    """Whether the source names the splits."""
+    records: list[Record] = field(default_factory=list)
+    """Every picture there may be, with a path of its own, sorted by it. Those with a ``reason`` are refused by it."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """How many files, folders or rows were passed over, by what they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What is known of a source beyond its pictures."""
+
+    flip: bool = True
+    """Whether a mirrored picture still shows its class; False for writing."""
+    augment: AugmentStrength = "medium"
+    """The policy that "auto" means."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """One place that pictures come from."""
+
+    name: str
+    """As it is shown, and as the folder of a run may be called."""
+    place: str
+    """Under which the findings about its pictures are kept: the same for the same source, whatever it was called."""
+    pictures: Pictures
+    """To be opened by the paths of the records."""
+    list: Callable[[], Listing]
+    """Find the pictures. Raises DataError where that cannot be done."""
+    traits: Traits = Traits()
+
+
+def place_of(path: str | Path) -> str:
+    """Return the `Source.place` of a file or folder."""
+    return str(Path(path).resolve())
