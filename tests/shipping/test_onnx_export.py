@@ -11,6 +11,7 @@ from vitrail.config import Preprocess
 from vitrail.errors import ConfigError
 from vitrail.shipping.onnx import DeployedClassifier, export_onnx
 from vitrail.shipping.predictor import open_session
+from vitrail.shipping.readout import Readout
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def graph(exported) -> onnx.ModelProto:
 )
 def test_folded_normalisation_is_the_plain_formula_for_every_byte(mean, std) -> None:
     preprocess = Preprocess(image_size=(16, 16), mean=mean, std=std)
-    deployed = DeployedClassifier(nn.Identity(), preprocess, temperature=1.0)
+    deployed = DeployedClassifier(nn.Identity(), preprocess, Readout())
     values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     folded, _ = deployed(torch.from_numpy(values))
     plain = (values / 255 - np.array(mean)) / np.array(std)  # in float64
@@ -84,14 +85,23 @@ def test_the_exporter_says_nothing_and_leaves_the_model_alone(tmp_path, capfd) -
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
-def test_a_wrong_number_of_classes_or_temperature_is_refused(tmp_path) -> None:
+def test_a_wrong_number_of_classes_is_refused(tmp_path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
     preprocess = Preprocess(image_size=(4, 4))
     with pytest.raises(ConfigError, match="gives 3 logits but 2 classes"):
         export_onnx(model, tmp_path / "m.onnx", preprocess=preprocess, classes=("a", "b"))
-    for temperature in (0.0, -1.0, float("nan")):
-        with pytest.raises(ConfigError, match="temperature is"):
-            export_onnx(
-                model, tmp_path / "m.onnx", preprocess=preprocess, classes=("a", "b", "c"), temperature=temperature
-            )
     assert not list(tmp_path.iterdir())
+
+
+def test_of_several_labels_the_graph_has_sigmoids_and_the_file_their_thresholds(tmp_path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    readout = Readout("multilabel", temperature=1.7, thresholds=(0.5, 0.25, 0.8))
+    preprocess = Preprocess(image_size=(4, 4))
+    export_onnx(model, tmp_path / "m.onnx", preprocess=preprocess, classes=("a", "b", "c"), readout=readout)
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    session = open_session(tmp_path / "m.onnx")
+    logits, probabilities = session.run(["logits", "probabilities"], {"images": images})
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits / 1.7)), atol=1e-6)
+    np.testing.assert_allclose(probabilities, readout.probabilities(logits), atol=1e-6)
+    told = session.get_modelmeta().custom_metadata_map
+    assert (told["task"], json.loads(told["thresholds"])) == ("multilabel", [0.5, 0.25, 0.8])

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from vitrail.errors import ParityError
-from vitrail.shipping.parity import Tolerance, compare, softmax
+from vitrail.errors import ConfigError, ParityError
+from vitrail.shipping.parity import Tolerance, compare
+from vitrail.shipping.readout import Readout
 
 
 def logits(*rows: tuple[float, ...]) -> np.ndarray:
@@ -22,7 +23,7 @@ def test_every_number_is_that_of_a_count_by_hand() -> None:
     assert parity.reference_accuracy == pytest.approx(2 / 3)
     assert parity.exported_accuracy == pytest.approx(1 / 3)
     (difference,) = parity.differences
-    assert (difference.path, difference.reference_label, difference.exported_label) == ("b.jpg", 1, 2)
+    assert (difference.path, difference.reference_labels, difference.exported_labels) == ("b.jpg", (1,), (2,))
     assert (difference.reference_margin, difference.exported_margin) == (2, 1)
     expected = np.exp(4) / (1 + np.exp(3) + np.exp(4)) - np.exp(1) / (1 + np.exp(3) + np.exp(1))
     assert parity.max_probability_difference == pytest.approx(expected)
@@ -80,5 +81,46 @@ def test_accuracy_is_left_out_where_labels_are_not_known_and_the_rest_is_json() 
     assert data["differences"][0]["path"] == "0"
 
 
-def test_softmax_holds_for_large_logits() -> None:
-    np.testing.assert_allclose(softmax(logits((1000, 999))), [[0.7310586, 0.2689414]], rtol=1e-6)
+def test_probabilities_hold_for_large_logits() -> None:
+    table = Readout().probabilities(logits((1000, 999)))
+    np.testing.assert_allclose(table, [[0.7310586, 0.2689414]], rtol=1e-6)
+    table = Readout("multilabel", thresholds=(0.5, 0.5)).probabilities(logits((1000, -999)))
+    np.testing.assert_array_equal(table, [[1, 0]])
+
+
+SEVERAL = Readout("multilabel", temperature=2.0, thresholds=(0.5, 0.2, 0.9))
+"""In logits: 0, 2 log(1/4) = -2.77 and 2 log(9) = 4.39."""
+
+
+def test_of_several_labels_whole_sets_are_compared() -> None:
+    reference = logits((1, -2, 4), (-1, -3, 5), (-1, -3, 0))
+    exported = logits((1, -3, 4), (-1, -3, 5), (-1, -3, 4.5))
+    labels = np.array([[True, True, False], [False, False, True], [False, False, False]])
+    parity = compare(reference, exported, labels, ["a", "b", "c"], SEVERAL)
+    first, third = parity.differences
+    assert (first.path, first.reference_labels, first.exported_labels) == ("a", (0, 1), (0,))
+    assert (third.path, third.reference_labels, third.exported_labels) == ("c", (), (2,))
+    limit = 2 * np.log(1 / 4)
+    assert (first.reference_margin, first.exported_margin) == pytest.approx((-2 - limit, 3 + limit))
+    assert (parity.reference_accuracy, parity.exported_accuracy) == (1.0, pytest.approx(1 / 3))
+    assert parity.max_probability_difference == pytest.approx(1 / (1 + np.exp(-2.25)) - 0.5)
+    assert parity.agreement == pytest.approx(1 / 3)
+
+
+def test_within_the_limit_only_a_logit_at_its_threshold_can_change_a_label() -> None:
+    rng = np.random.default_rng(0)
+    limits = np.array([0, 2 * np.log(1 / 4), 2 * np.log(9)])
+    reference = (limits + rng.integers(-2, 3, (500, 3)) * 1e-3).astype(np.float32)
+    exported = reference + rng.uniform(-9e-4, 9e-4, reference.shape).astype(np.float32)
+    parity = compare(reference, exported, readout=SEVERAL)
+    assert parity.verdict(Tolerance()).passed
+    assert len(parity.differences) > 100
+    assert all(0 <= item.reference_margin <= 1e-3 for item in parity.differences)
+
+
+def test_a_readout_that_gives_no_probabilities_is_refused() -> None:
+    for temperature in (0.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match="temperature is"):
+            Readout(temperature=temperature)
+    with pytest.raises(ConfigError, match="thresholds are"):
+        Readout("multilabel", thresholds=(0.5, 1.5))

@@ -18,20 +18,24 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vitrail.config import Preprocess
+from vitrail.config import Preprocess, TaskName
 from vitrail.errors import BundleError, ConfigError, ParityError
 from vitrail.evaluation.predict import Predictor, TorchPredictor
 from vitrail.runtime.device import cpu_name
 from vitrail.runtime.files import atomic_folder, write_json, write_text
 from vitrail.shipping import check
-from vitrail.shipping.onnx import INPUT_NAME, OPSET, TASK, export_onnx
+from vitrail.shipping.onnx import INPUT_NAME, OPSET, export_onnx
 from vitrail.shipping.parity import Parity, Tolerance, compare
 from vitrail.shipping.predictor import RUNTIME, open_session, run_logits
 from vitrail.shipping.readme import bundle_readme
+from vitrail.shipping.readout import Readout
 from vitrail.version import __version__
 
-ProofBatch = tuple[NDArray[np.uint8], NDArray[np.int64] | None, Sequence[str]]
-"""Prepared RGB images ``(B, H, W, 3)``, their labels ``(B,)`` where known, their paths."""
+Labels = NDArray[Any]
+"""The class of each image, int ``(B,)``; or whether each class is there, bool ``(B, C)``."""
+
+ProofBatch = tuple[NDArray[np.uint8], Labels | None, Sequence[str]]
+"""Prepared RGB images ``(B, H, W, 3)``, their labels where known, their paths."""
 
 MAX_GOLDEN_IMAGES: Final = 16
 MAX_GOLDEN_BYTES: Final = 64 * 2**20
@@ -46,6 +50,7 @@ def export_bundle(
     classes: Sequence[str],
     preprocess: Preprocess,
     batches: Iterable[ProofBatch],
+    task: TaskName = "classification",
     calibration: Mapping[str, Any] | None = None,
     tolerance: Tolerance | None = None,
     source: str | None = None,
@@ -61,7 +66,9 @@ def export_bundle(
         classes: names of the classes in the order of the logits.
         preprocess: how the images of ``batches`` were prepared.
         batches: real images that the model was not trained on; the validation split.
-        calibration: "temperature" (default 1) and, where known, "reject_threshold"; kept as it is.
+        task: what the logits mean.
+        calibration: "temperature" (default 1) and, where known, "reject_threshold", or with several labels "thresholds"
+            (default 0.5); kept as it is.
         tolerance: how far the logits may differ.
         source: name of the run that the model comes from.
 
@@ -75,19 +82,21 @@ def export_bundle(
     """
     _refuse_unwritable(Path(folder), classes)
     tolerance = tolerance or Tolerance()
-    calibration = {"temperature": 1.0, **(calibration or {})}
+    readout = Readout.of(task, calibration or {}, len(classes))
+    calibration = {"temperature": readout.temperature, **(calibration or {})}
+    if task == "multilabel":
+        calibration["thresholds"] = list(readout.thresholds)
     reference = TorchPredictor(copy.deepcopy(model).cpu().float(), tuple(classes), preprocess)
     with atomic_folder(Path(folder)) as temporary:
         model_path = temporary / "model.onnx"
-        temperature = calibration["temperature"]
-        export_onnx(model, model_path, preprocess=preprocess, classes=classes, temperature=temperature)
+        export_onnx(model, model_path, preprocess=preprocess, classes=classes, readout=readout)
         answers = _collect_answers(batches, reference, model_path, num_classes=len(classes))
-        parity = compare(answers.reference, answers.exported, answers.labels, answers.paths)
+        parity = compare(answers.reference, answers.exported, answers.labels, answers.paths, readout)
         verdict = parity.verdict(tolerance)
         if not verdict.passed:
             raise ParityError(_refusal(parity, verdict.reasons, classes))
         description = {
-            **_identity(source),
+            **_identity(source, task),
             "classes": list(classes),
             "preprocess": preprocess.to_dict(),
             "calibration": calibration,
@@ -126,7 +135,7 @@ class _Answers:
 
     reference: NDArray[np.float32]
     exported: NDArray[np.float32]
-    labels: NDArray[np.int64] | None
+    labels: Labels | None
     paths: list[str]
     golden_images: list[NDArray[np.uint8]]
     golden_logits: list[NDArray[np.float32]]
@@ -141,13 +150,16 @@ class _GoldenPicker:
     logits: list[NDArray[np.float32]] = field(default_factory=list)
     seen: Counter[int] = field(default_factory=Counter)
 
-    def offer(self, image: NDArray[np.uint8], logits: NDArray[np.float32], label: int | None) -> None:
-        """Take the image ``(H, W, 3)`` where there is a place left for it; ``label`` is None where not known."""
+    def offer(self, image: NDArray[np.uint8], logits: NDArray[np.float32], labels: Sequence[int] | None) -> None:
+        """Take the image ``(H, W, 3)`` where one of its labels has a place left; None where they are not known.
+
+        Of several labels per image, no label is one of its own.
+        """
         places = max(1, min(MAX_GOLDEN_IMAGES, MAX_GOLDEN_BYTES // image.nbytes))
-        places_per_class = places if label is None else max(1, places // self.num_classes)
-        key = -1 if label is None else label
-        if len(self.images) < places and self.seen[key] < places_per_class:
-            self.seen[key] += 1
+        places_per_class = places if labels is None else max(1, places // self.num_classes)
+        keys = labels or [-1]
+        if len(self.images) < places and any(self.seen[key] < places_per_class for key in keys):
+            self.seen.update(keys)
             self.images.append(image.copy())
             self.logits.append(logits.copy())
 
@@ -166,7 +178,7 @@ def _collect_answers(
         if batch_labels is not None:
             labels.append(batch_labels)
         for index, image in enumerate(pixels):
-            golden.offer(image, ours[-1][index], None if batch_labels is None else int(batch_labels[index]))
+            golden.offer(image, ours[-1][index], None if batch_labels is None else _places(batch_labels[index]))
     if not paths:
         raise ParityError("There is no image to prove the exported model on; give a split that has images.")
     return _Answers(
@@ -177,6 +189,12 @@ def _collect_answers(
         golden_images=golden.images,
         golden_logits=golden.logits,
     )
+
+
+def _places(label: Any) -> list[int]:
+    """Return the classes of one image, by one of `Labels`."""
+    places: list[int] = np.flatnonzero(label).tolist() if np.ndim(label) else [int(label)]
+    return places
 
 
 def _refuse_unwritable(folder: Path, classes: Sequence[str]) -> None:
@@ -192,7 +210,7 @@ def _refusal(parity: Parity, reasons: Sequence[str], classes: Sequence[str]) -> 
     sentences = ["The exported model does not answer like the trained one; nothing was written.", *reasons]
     if parity.differences:
         listed = [
-            f"{item.path} ({classes[item.reference_label]} became {classes[item.exported_label]})"
+            f"{item.path} ({_named(item.reference_labels, classes)} became {_named(item.exported_labels, classes)})"
             for item in parity.differences[:NUM_LISTED]
         ]
         more = len(parity.differences) - len(listed)
@@ -200,10 +218,14 @@ def _refusal(parity: Parity, reasons: Sequence[str], classes: Sequence[str]) -> 
     return " ".join(sentences)
 
 
-def _identity(source: str | None) -> dict[str, Any]:
+def _named(labels: Sequence[int], classes: Sequence[str]) -> str:
+    return " and ".join(classes[index] for index in labels) or "no label"
+
+
+def _identity(source: str | None, task: TaskName) -> dict[str, Any]:
     return {
         "format": check.FORMAT,
-        "task": TASK,
+        "task": task,
         "source": source,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"vitrail": __version__, "torch": str(torch.__version__), "numpy": np.__version__},

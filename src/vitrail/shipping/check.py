@@ -29,7 +29,9 @@ REQUIRED: Final = ("bundle.json", "golden.npz", "labels.txt", "model.onnx")
 MAX_TEXT_BYTES: Final = 16 * 2**20
 MAX_GOLDEN_BYTES: Final = 256 * 2**20
 PROBABILITY_LIMIT: Final = 1e-5
-"""Probabilities are at most 1 and made by one softmax in float32 (2^-24 = 6e-8 per operation)."""
+"""Probabilities are at most 1 and made by one softmax or sigmoid in float32 (2^-24 = 6e-8 per operation)."""
+
+_FUNCTIONS: Final = {"classification": "softmax", "multilabel": "sigmoid"}
 
 Floats = NDArray[np.float32]
 
@@ -57,9 +59,7 @@ class CheckResult:
     def lines(self) -> list[str]:
         """Return one line of plain text per check, and one for the whole."""
         width = max(len(check.name) for check in self.checks)
-        lines = [
-            f"{'ok    ' if check.ok else 'FAILED'}  {check.name:<{width}}  {check.detail}" for check in self.checks
-        ]
+        lines = [f"{'ok' if each.ok else 'FAILED':<6}  {each.name:<{width}}  {each.detail}" for each in self.checks]
         end = "gives the answers it was made with." if self.ok else "is not what was exported: do not use it."
         return [*lines, f"{self.folder} {end}"]
 
@@ -72,9 +72,12 @@ class BrokenBundleError(Exception):
 class Description:
     """The parts of bundle.json that the checks need, with their types made sure of."""
 
+    task: str
     classes: list[str]
     preprocess: dict[str, Any]
     temperature: float
+    thresholds: list[float]
+    """Of a multilabel task alone: the probability of each class from which its label is given."""
     height: int
     width: int
     num_golden: int
@@ -94,7 +97,8 @@ class Proof:
     def description(self) -> str:
         """bundle.json can be read and says what the other checks need."""
         self.described = _read_description(self.folder)
-        return f"{len(self.described.classes)} classes, {self.described.height} x {self.described.width} pixels"
+        described = self.described
+        return f"{described.task} of {len(described.classes)} classes, {described.height} x {described.width} pixels"
 
     def labels(self) -> str:
         """labels.txt tells the same classes."""
@@ -124,7 +128,7 @@ class Proof:
         return _check_batch(self.session, self.images, self.logits, self.described)
 
     def calibration(self) -> str:
-        """Its probabilities are the softmax of its logits at the declared temperature."""
+        """Its probabilities are the softmax, or sigmoids, of its logits at the declared temperature."""
         return _check_probabilities(self.logits, self.probabilities, self.described)
 
 
@@ -136,19 +140,11 @@ def check_bundle(folder: str | Path) -> CheckResult:
     """
     proof = Proof(Path(folder))
     result = CheckResult(proof.folder)
-    for step in (
-        *(proof.files, proof.description, proof.labels),
-        *(proof.model, proof.interface, proof.metadata),
-        *(proof.golden, proof.batch, proof.calibration),
-    ):
+    before_running = (proof.files, proof.description, proof.labels, proof.model, proof.interface, proof.metadata)
+    for step in (*before_running, proof.golden, proof.batch, proof.calibration):
         try:
             result.checks.append(Check(step.__name__, True, step()))
-        except UnicodeDecodeError:  # onnxruntime decodes the names and metadata of the model
-            result.checks.append(
-                Check(step.__name__, False, "The model has names or metadata that are not UTF-8 text.")
-            )
-            break
-        except (BrokenBundleError, OSError, MemoryError) as error:
+        except (BrokenBundleError, OSError, MemoryError, UnicodeDecodeError) as error:
             result.checks.append(Check(step.__name__, False, _first_line(error)))
             break
     return result
@@ -215,16 +211,19 @@ def _read_description(folder: Path) -> Description:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BrokenBundleError(f"bundle.json lacks or misstates something: {type(error).__name__} {error}.") from None
     if not _is_sensible(description):
-        raise BrokenBundleError("bundle.json has a temperature, limit, size or class list that no export writes.")
+        raise BrokenBundleError("bundle.json has a task, temperature, limit, size or list that no export writes.")
     return description
 
 
 def _parse_description(data: dict[str, Any]) -> Description:
     _, height, width, _ = data["input"]["shape"]
+    calibration = data["calibration"]
     return Description(
+        task=str(data["task"]),
         classes=list(data["classes"]),
         preprocess=dict(data["preprocess"]),
-        temperature=float(data["calibration"]["temperature"]),
+        temperature=float(calibration["temperature"]),
+        thresholds=[float(each) for each in calibration.get("thresholds", [])],
         height=int(height),
         width=int(width),
         num_golden=int(data["golden"]["num_images"]),
@@ -235,6 +234,9 @@ def _parse_description(data: dict[str, Any]) -> Description:
 def _is_sensible(description: Description) -> bool:
     return (
         bool(description.classes)
+        and description.task in _FUNCTIONS
+        and len(description.thresholds) == (len(description.classes) if description.task == "multilabel" else 0)
+        and all(0 <= each <= 1 for each in description.thresholds)
         and all(isinstance(name, str) for name in description.classes)
         and all(math.isfinite(value) and value > 0 for value in (description.temperature, description.logit_limit))
         and min(description.height, description.width, description.num_golden) > 0
@@ -279,14 +281,16 @@ def _check_interface(session: Any, description: Description) -> str:
 
 def _check_metadata(session: Any, description: Description) -> str:
     properties = session.get_modelmeta().custom_metadata_map
-    for key, value in (("labels", description.classes), ("preprocess", description.preprocess)):
+    several = {"thresholds": description.thresholds} if description.thresholds else {}
+    expected = {"labels": description.classes, "preprocess": description.preprocess, **several}
+    for key, value in expected.items():
         try:
             inside = json.loads(properties.get(key, ""))
         except (ValueError, RecursionError):
             raise BrokenBundleError(f"The model carries no readable {key}.") from None
         if inside != value:
             raise BrokenBundleError(f"The {key} inside the model are not those of bundle.json.")
-    return "labels and preprocessing inside the model are those of bundle.json"
+    return f"{', '.join(expected)} inside the model are those of bundle.json"
 
 
 def _read_golden(path: Path, description: Description) -> tuple[NDArray[np.uint8], Floats]:
@@ -329,9 +333,10 @@ def _run(session: Any, images: NDArray[np.uint8]) -> tuple[Floats, Floats]:
 
 def _check_golden(logits: Floats, expected: Floats, description: Description) -> str:
     gap = _gap(logits, expected)
-    same = int(np.sum(logits.argmax(1) == expected.argmax(1)))
+    given, wanted = (_read_out(each, description)[1] for each in (logits, expected))
+    same = int((given == wanted).all(axis=1).sum()) if given.shape == wanted.shape else 0
     finding = (
-        f"{same} of {len(expected)} images get their label, "
+        f"{same} of {len(expected)} images get their label{'s' if description.thresholds else ''}, "
         f"largest logit difference {gap:.2g} (limit {description.logit_limit:.2g})"
     )
     # Within the limit a label changes only where two logits tie within twice the limit: no failure of its own.
@@ -349,15 +354,21 @@ def _check_batch(session: Any, images: NDArray[np.uint8], logits: Floats, descri
 
 
 def _check_probabilities(logits: Floats, probabilities: Floats, description: Description) -> str:
+    gap = _gap(probabilities, _read_out(logits, description)[0])
+    function = f"the {_FUNCTIONS[description.task]} of logits / {description.temperature:.4g}"
+    if not gap <= PROBABILITY_LIMIT:
+        raise BrokenBundleError(f"They are not {function}: off by {gap:.2g}.")
+    return f"are {function}"
+
+
+def _read_out(logits: Floats, description: Description) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return probabilities (N, C), and which labels are given (N, C)."""
     scaled = logits.astype(np.float64) / description.temperature
-    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    gap = _gap(probabilities, exponentials / exponentials.sum(axis=1, keepdims=True))
-    sums = _gap(probabilities.sum(axis=1), np.ones(len(probabilities)))
-    if not max(gap, sums) <= PROBABILITY_LIMIT:
-        raise BrokenBundleError(
-            f"They are not the softmax of logits / {description.temperature:.4g}: off by {max(gap, sums):.2g}."
-        )
-    return f"sum to 1 and are the softmax of logits / {description.temperature:.4g}"
+    if description.thresholds:
+        shares = 0.5 + 0.5 * np.tanh(scaled / 2)  # the sigmoid, where exp could overflow
+        return shares, shares >= np.array(description.thresholds)
+    shares = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True), np.eye(shares.shape[1], dtype=bool)[logits.argmax(axis=1)]
 
 
 def _gap(values: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -368,6 +379,8 @@ def _gap(values: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):  # onnxruntime decodes the names and metadata of the model
+        return "The model has names or metadata that are not UTF-8 text."
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 

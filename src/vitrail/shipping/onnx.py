@@ -19,6 +19,7 @@ from vitrail.config import Preprocess
 from vitrail.errors import ConfigError
 from vitrail.layers.conv import fold
 from vitrail.runtime.files import atomic_path
+from vitrail.shipping.readout import Readout
 from vitrail.version import __version__
 
 OPSET: Final = 20
@@ -26,7 +27,6 @@ OPSET: Final = 20
 
 INPUT_NAME: Final = "images"
 OUTPUT_NAMES: Final = ("logits", "probabilities")
-TASK: Final = "classification"
 
 
 class DeployedClassifier(nn.Module):
@@ -38,16 +38,16 @@ class DeployedClassifier(nn.Module):
     Args:
         model: takes normalised images ``(B, 3, H, W)`` and gives logits ``(B, C)``.
         preprocess: gives mean and std.
-        temperature: divides the logits before the softmax; above 0.
+        readout: how probabilities are made of the logits.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, model: nn.Module, preprocess: Preprocess, temperature: float) -> None:
+    def __init__(self, model: nn.Module, preprocess: Preprocess, readout: Readout) -> None:
         super().__init__()
         self.model = model
-        self.temperature = temperature
+        self.readout = readout
         mean = torch.tensor(preprocess.mean, dtype=torch.float64).view(3, 1, 1)
         std = torch.tensor(preprocess.std, dtype=torch.float64).view(3, 1, 1)
         self.register_buffer("scale", (1 / (255 * std)).float())
@@ -58,33 +58,32 @@ class DeployedClassifier(nn.Module):
         # Without contiguous() the strides of the permuted tensor tie the graph to the batch size of the example.
         pixels = images.permute(0, 3, 1, 2).contiguous().float()  # (B, 3, H, W)
         logits = self.model(pixels * self.scale + self.shift)
-        return logits, torch.softmax(logits / self.temperature, dim=-1)
+        return logits, self.readout.activate(logits)
 
 
 def export_onnx(
-    model: nn.Module, path: Path, *, preprocess: Preprocess, classes: Sequence[str], temperature: float = 1.0
+    model: nn.Module, path: Path, *, preprocess: Preprocess, classes: Sequence[str], readout: Readout | None = None
 ) -> None:
-    """Write ``model`` as one ONNX file with normalisation, labels and softmax inside and a dynamic batch.
+    """Write ``model`` as one ONNX file with normalisation, labels and probabilities inside and a dynamic batch.
 
     The input ``images`` is uint8 RGB ``(B, H, W, 3)``, already resized to ``preprocess.image_size``: how a picture is
     resized is told in the file's metadata and not part of the graph. The outputs are ``logits`` ``(B, C)`` and
-    ``probabilities``, the softmax of the logits divided by ``temperature``. Batch norms and parallel branches are
-    folded into convolutions. The model itself is left as it was.
+    ``probabilities``, the softmax (or with several labels the sigmoids) of the logits divided by the temperature. Batch
+    norms and parallel branches are folded into convolutions. The model itself is left as it was.
 
     Args:
         model: takes normalised images ``(B, 3, H, W)`` and gives logits ``(B, C)``.
         path: the file to write, whole or not at all.
         preprocess: the size, mean and std that the model was trained with.
         classes: names of the classes in the order of the logits.
-        temperature: of the calibrated probabilities; above 0.
+        readout: how the logits are read. Default: as one label per image, at temperature 1.
 
     Raises:
-        ConfigError: if the temperature is not above 0, or the number of classes is not that of the logits.
+        ConfigError: if the number of classes is not that of the logits.
         StorageError: if the file cannot be written.
     """
-    if not temperature > 0:
-        raise ConfigError(f"temperature is {temperature}; it takes a number above 0.")
-    deployed = DeployedClassifier(fold(model).cpu().float(), preprocess, temperature).eval()
+    readout = readout or Readout()
+    deployed = DeployedClassifier(fold(model).cpu().float(), preprocess, readout).eval()
     graph = _trace(deployed, preprocess.image_size)
     num_logits = graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     if num_logits != len(classes):
@@ -92,27 +91,34 @@ def export_onnx(
             f"The model gives {num_logits} logits but {len(classes)} classes are named; give one name each."
         )
     _drop_exporter_notes(graph)
-    onnx.helper.set_model_props(graph, metadata(preprocess, classes, temperature))
+    onnx.helper.set_model_props(graph, metadata(preprocess, classes, readout))
     graph.producer_name, graph.producer_version = "vitrail", __version__
     onnx.checker.check_model(graph, full_check=True)
     with atomic_path(Path(path)) as temporary:
         onnx.save_model(graph, temporary)
 
 
-def metadata(preprocess: Preprocess, classes: Sequence[str], temperature: float) -> dict[str, str]:
+def metadata(preprocess: Preprocess, classes: Sequence[str], readout: Readout) -> dict[str, str]:
     """Return what the file tells about itself: text by name, JSON where it is more than a sentence."""
     height, width = preprocess.image_size
-    return {
+    told = {
         "vitrail_version": __version__,
-        "task": TASK,
+        "task": readout.task,
         "labels": json.dumps(list(classes)),
         "preprocess": json.dumps(preprocess.to_dict()),
-        "temperature": repr(float(temperature)),
+        "temperature": repr(float(readout.temperature)),
         "input": f"{INPUT_NAME}: uint8 RGB (batch, {height}, {width}, 3), values 0 to 255. Turn the picture upright by "
         "its EXIF tag and resize it as preprocess tells; normalisation by mean and std is inside the graph.",
         "output": f"logits: float32 (batch, {len(classes)}), in the order of labels. "
         "probabilities: softmax of logits divided by temperature.",
     }
+    if readout.task == "multilabel":
+        told["thresholds"] = json.dumps(list(readout.thresholds))
+        told["output"] = (
+            f"logits: float32 (batch, {len(classes)}), in the order of labels. probabilities: sigmoid of logits "
+            "divided by temperature, of each label by itself; it is given from its threshold on."
+        )
+    return told
 
 
 def _trace(deployed: DeployedClassifier, image_size: tuple[int, int]) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import ParityError
+from vitrail.shipping.readout import Readout
 
 Logits = NDArray[np.float32]
 
@@ -35,13 +36,14 @@ class Tolerance:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """An image to which the two models give another label."""
+    """An image to which the two models give other labels."""
 
     path: str
-    reference_label: int
-    exported_label: int
+    reference_labels: tuple[int, ...]
+    """One class, or with several labels per image all that were given."""
+    exported_labels: tuple[int, ...]
     reference_margin: float
-    """How much higher the reference's logit of its own label is than its logit of the other label."""
+    """By how much the reference's logits speak for its own labels; see `vitrail.shipping.readout.Readout.margin`."""
     exported_margin: float
     """The same for the exported model."""
 
@@ -60,27 +62,28 @@ class Parity:
 
     num_images: int
     differences: tuple[Difference, ...]
-    """Every image with another top-1 label."""
+    """Every image that gets another label, or another set of labels."""
     max_logit_difference: float
     mean_logit_difference: float
     max_probability_difference: float
     logit_std: float
     """Standard deviation of the reference's logits over images and classes."""
     reference_accuracy: float | None
-    """Share of the images with the right label, in [0, 1]; none where the labels are not known."""
+    """Share of the images whose label is right, or all of whose labels are, in [0, 1]; none where none are known."""
     exported_accuracy: float | None
 
     @property
     def agreement(self) -> float:
-        """Share of the images with the same top-1 label, in [0, 1]."""
+        """Share of the images with the same label or labels, in [0, 1]."""
         return 1 - len(self.differences) / self.num_images
 
     def verdict(self, tolerance: Tolerance) -> Verdict:
         """Judge the logits by ``tolerance``.
 
         There is no rule of its own for the labels, because the one for the logits contains it: when no logit is off by
-        more than the limit, a label can only change between two logits that are within twice the limit of each other.
-        Such ties are listed in ``differences`` and pass.
+        more than the limit, a label can only change between two logits that are within twice the limit of each other,
+        and one of several only where its logit is within the limit of its threshold. Such ties are listed in
+        ``differences`` and pass.
         """
         limit = tolerance.limit(self.logit_std)
         if not math.isfinite(self.max_logit_difference):
@@ -109,15 +112,20 @@ class Parity:
 
 
 def compare(
-    reference: Logits, exported: Logits, labels: NDArray[np.int64] | None = None, paths: Sequence[str] | None = None
+    reference: Logits,
+    exported: Logits,
+    labels: NDArray[np.int64] | NDArray[np.bool_] | None = None,
+    paths: Sequence[str] | None = None,
+    readout: Readout | None = None,
 ) -> Parity:
     """Compare two models' logits ``(N, C)`` of the same N images.
 
     Args:
         reference: of the model as it was trained.
         exported: of the file that is to be shipped.
-        labels: the right class of each image ``(N,)``, where known.
+        labels: the right class of each image ``(N,)``, or whether each class is there ``(N, C)``, where known.
         paths: the name of each image, for the list of differences. Default: its number.
+        readout: what the logits mean. Default: one label per image, at temperature 1.
 
     Raises:
         ParityError: if there is no image, or the shapes differ.
@@ -127,39 +135,39 @@ def compare(
     num_images = len(reference)
     if num_images == 0:
         raise ParityError("There is no image to compare the exported model on; give a split that has images.")
+    paths = paths or [str(index) for index in range(num_images)]
     with np.errstate(invalid="ignore"):  # infinity less infinity; `verdict` has a sentence for it
-        return _measure(reference, exported, labels, paths or [str(index) for index in range(num_images)])
+        return _measure(reference, exported, labels, paths, readout or Readout())
 
 
-def softmax(logits: Logits) -> NDArray[np.float64]:
-    """Return the probabilities ``(N, C)`` of logits ``(N, C)``, in float64."""
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), dtype=np.float64)
-
-
-def _measure(reference: Logits, exported: Logits, labels: NDArray[np.int64] | None, paths: Sequence[str]) -> Parity:
+def _measure(
+    reference: Logits,
+    exported: Logits,
+    labels: NDArray[np.int64] | NDArray[np.bool_] | None,
+    paths: Sequence[str],
+    readout: Readout,
+) -> Parity:
     gaps = np.abs(reference.astype(np.float64) - exported)
+    shares = np.abs(readout.probabilities(reference) - readout.probabilities(exported))
+    ours, theirs = readout.labels(reference), readout.labels(exported)
+    if labels is not None and labels.ndim == 1:
+        labels = np.eye(reference.shape[1], dtype=bool)[labels]
     return Parity(
         num_images=len(reference),
-        differences=_differences(reference, exported, paths),
+        differences=tuple(
+            Difference(
+                path=paths[index],
+                reference_labels=tuple(np.flatnonzero(ours[index]).tolist()),
+                exported_labels=tuple(np.flatnonzero(theirs[index]).tolist()),
+                reference_margin=readout.margin(reference[index], ours[index], theirs[index]),
+                exported_margin=readout.margin(exported[index], theirs[index], ours[index]),
+            )
+            for index in np.flatnonzero((ours != theirs).any(axis=1)).tolist()
+        ),
         max_logit_difference=float(gaps.max()),
         mean_logit_difference=float(gaps.mean()),
-        max_probability_difference=float(np.abs(softmax(reference) - softmax(exported)).max()),
+        max_probability_difference=float(shares.max()),
         logit_std=float(reference.std(dtype=np.float64)),
-        reference_accuracy=None if labels is None else float(np.mean(reference.argmax(1) == labels)),
-        exported_accuracy=None if labels is None else float(np.mean(exported.argmax(1) == labels)),
-    )
-
-
-def _differences(reference: Logits, exported: Logits, paths: Sequence[str]) -> tuple[Difference, ...]:
-    ours, theirs = reference.argmax(1), exported.argmax(1)
-    return tuple(
-        Difference(
-            path=paths[index],
-            reference_label=int(ours[index]),
-            exported_label=int(theirs[index]),
-            reference_margin=float(reference[index, ours[index]] - reference[index, theirs[index]]),
-            exported_margin=float(exported[index, theirs[index]] - exported[index, ours[index]]),
-        )
-        for index in map(int, np.flatnonzero(ours != theirs))
+        reference_accuracy=None if labels is None else float(np.mean((ours == labels).all(axis=1))),
+        exported_accuracy=None if labels is None else float(np.mean((theirs == labels).all(axis=1))),
     )

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from vitrail.config import Preprocess
+from vitrail.config import Preprocess, TaskName
 from vitrail.errors import BundleError, VitrailError
 
 RUNTIME: Final = f"onnxruntime {onnxruntime.__version__}"
@@ -33,6 +33,7 @@ class OnnxPredictor:
             )
         try:
             description = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+            self.task: TaskName = description["task"]
             self.classes: tuple[str, ...] = tuple(description["classes"])
             self.preprocess = Preprocess.from_dict(description["preprocess"])
             self.calibration: dict[str, Any] = dict(description["calibration"])

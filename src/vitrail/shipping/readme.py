@@ -15,11 +15,20 @@ _RESIZING: Final = {
     ),
 }
 
+# What is printed of the probabilities.
+_READING: Final = {
+    "classification": "print(labels[probabilities[0].argmax()], probabilities[0].max())",
+    "multilabel": (
+        "thresholds = [{thresholds}]\n"
+        "print([each for each in zip(labels, probabilities[0], thresholds) if each[1] >= each[2]])"
+    ),
+}
+
 _TEMPLATE: Final = """\
 # {title}
 
-An image classifier as one ONNX file, exported by vitrail {version} and proven to give the answers of the model it was
-made from: {proof}.
+{what} as one ONNX file, exported by vitrail {version} and proven to give the answers of the model it was made from:
+{proof}.
 
 ## Is it whole, and does it answer alike on this machine?
 
@@ -41,14 +50,14 @@ picture = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGB")
 session = onnxruntime.InferenceSession("model.onnx")
 _, probabilities = session.run(None, {{"images": np.asarray(picture)[None]}})
 labels = open("labels.txt", encoding="utf-8").read().split("\\n")
-print(labels[probabilities[0].argmax()], probabilities[0].max())
+{reading}
 ```
 
 * Input `images`: uint8, `(batch, {height}, {width}, 3)`, red, green, blue from 0 to 255; any number of images at once.
   Normalisation (mean {mean}, std {std} of values divided by 255) is inside the model: do not do it again.
   Pictures with transparency were laid on white for training.
 * Output `logits`: float32, `(batch, {num_classes})`, in the order of labels.txt.
-* Output `probabilities`: softmax of logits / {temperature:.4g}, the temperature of the calibration.{reject}
+* Output `probabilities`: {function} of logits / {temperature:.4g}, the temperature of the calibration.{decision}
 
 ## What is in it
 
@@ -71,19 +80,33 @@ def bundle_readme(description: Mapping[str, Any]) -> str:
     resizing = _RESIZING[preprocess["resize"]].format(
         filter=f"Image.Resampling.{preprocess['interpolation'].upper()}", bleed=(1 - preprocess["crop_fraction"]) / 2
     )
-    threshold = calibration.get("reject_threshold")
+    several = description["task"] == "multilabel"
+    thresholds = ", ".join(f"{each:.6g}" for each in calibration["thresholds"]) if several else ""
     return _TEMPLATE.format(
         title=description["source"] or "Image classifier",
+        what="An image classifier for any number of labels per image" if several else "An image classifier",
         version=description["versions"]["vitrail"],
-        proof=f"the same label on {parity['num_images'] - len(parity['differences'])} of {parity['num_images']} "
-        f"validation images, logits apart by at most {parity['max_logit_difference']:.1g}",
+        proof=f"the same label{'s' if several else ''} on {parity['num_images'] - len(parity['differences'])} of "
+        f"{parity['num_images']} validation images, logits apart by at most {parity['max_logit_difference']:.1g}",
         height=height,
         width=width,
         resizing=resizing,
+        reading=_READING[description["task"]].format(thresholds=thresholds),
         mean=list(preprocess["mean"]),
         std=list(preprocess["std"]),
         num_classes=len(description["classes"]),
+        function="sigmoid" if several else "softmax",
         temperature=calibration["temperature"],
-        reject="" if threshold is None else f"\n  Where the largest is below {threshold:.4g}, answer 'unknown'.",
+        decision=_decision(description),
         num_golden=description["golden"]["num_images"],
     )
+
+
+def _decision(description: Mapping[str, Any]) -> str:
+    if description["task"] == "multilabel":
+        return (
+            "\n  Each label is by itself: it is given where its probability reaches its threshold. To give none is an"
+            "\n  answer too. The thresholds are in bundle.json and in the model's metadata as well."
+        )
+    threshold = description["calibration"].get("reject_threshold")
+    return "" if threshold is None else f"\n  Where the largest is below {threshold:.4g}, answer 'unknown'."
