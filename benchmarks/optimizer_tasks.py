@@ -139,7 +139,7 @@ def batch_at(task: Task, images: Images, seed: int, step: int) -> tuple[Tensor, 
     if not task.strong:
         return pixels, F.one_hot(labels, CLASSES).float()
     pixels = _erase(pixels, generator)
-    return pixels, mix(pixels, labels, CLASSES, MIXED, seed=seed, epoch=0, batch=step)
+    return pixels, mix(pixels, F.one_hot(labels, CLASSES), MIXED, seed=seed, epoch=0, batch=step)
 
 
 def _shift(images: Tensor, most: int, generator: torch.Generator) -> Tensor:

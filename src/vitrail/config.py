@@ -128,10 +128,12 @@ class TrainConfig(DataConfig):
     """Epochs at the start in which only the head learns, and the rest computes as in evaluation."""
     warmup: float = 0.1
     """Share of the training in which the learning rate rises from 0, in [0, 0.5]."""
-    label_smoothing: float = 0.1
-    """Probability mass spread over all classes, in [0, 1)."""
+    label_smoothing: float | None = None
+    """Probability mass spread over all classes, in [0, 1); with several labels per image, the share by which each 0 or
+    1 moves towards 1/2. Default: 0.1, and 0 with several labels."""
     class_weights: Literal["none", "balanced"] = "none"
-    """Weights of the classes in the loss. balanced: inverse to their number of training images, 1 on average."""
+    """Weights of the classes in the loss. balanced: inverse to their number of training images, 1 on average; with
+    several labels per image, those that make presence and absence of a class count alike."""
     sampling: Literal["plain", "balanced"] = "plain"
     """Training images of an epoch. plain: each once. balanced: as many of every class, drawn again where few."""
     grad_clip: float = 1.0
@@ -139,7 +141,7 @@ class TrainConfig(DataConfig):
     ema: bool = True
     """Evaluate and keep an exponential moving average of the weights."""
     patience: int | None = None
-    """Stop after this many epochs without a better validation accuracy. Default: never."""
+    """Stop after this many epochs without a better validation accuracy (mAP with several labels). Default: never."""
 
     # A teacher
     teacher: str | None = None
@@ -256,8 +258,9 @@ class PredictConfig:
     """A run, a bundle or a checkpoint."""
     images: tuple[str, ...]
     """Picture files, folders (searched through) and globs."""
-    top_k: int = 1
-    """How many labels to give for each picture."""
+    top_k: int | None = None
+    """How many labels to give for each picture. Default: 1; a model of several labels gives all from their thresholds
+    on."""
     format: Literal["table", "csv", "json"] = "table"
     """What is printed, or written to `output`."""
     output: str | None = None

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageFilter
 
 from vitrail.config import Preprocess
@@ -135,18 +136,27 @@ def test_mixup_and_cutmix_mix_images_and_targets_alike() -> None:
     for batch in range(40):
         images = torch.arange(6.0)[:, None, None, None].expand(6, 3, 20, 20).clone()
         policy = AugmentPolicy(mixup_alpha=0.8, cutmix_alpha=1.0)
-        targets = mix(images, labels, 6, policy, seed=0, epoch=0, batch=batch)
+        targets = mix(images, F.one_hot(labels, 6), policy, seed=0, epoch=0, batch=batch)
         torch.testing.assert_close(targets.sum(dim=1), torch.ones(6))
         torch.testing.assert_close(images.mean(dim=(1, 2, 3)), targets @ torch.arange(6.0), rtol=0, atol=1e-5)
         seen.add(len(images[0].unique()))
     assert seen >= {1, 2}  # mixup leaves one value in an image, CutMix two
 
 
+def test_several_labels_of_an_image_are_mixed_as_its_pixels_are() -> None:
+    labels = torch.tensor([[True, False, True], [False, False, False], [False, True, True], [True, True, True]])
+    images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8).clone()
+    targets = mix(images, labels, AugmentPolicy(mixup_alpha=0.8), seed=0, epoch=0, batch=1)
+    weight = 1 - images[0].mean() / 3  # of the first image, which was 0 and was mixed with 3
+    assert 0.01 < weight < 0.99
+    torch.testing.assert_close(targets, weight * labels.float() + (1 - weight) * labels.flip(0).float())
+
+
 def test_mixing_follows_its_rate_and_beta_distribution() -> None:
     labels, weights = torch.tensor([0, 1]), []
     policy = AugmentPolicy(mixup_alpha=0.8, mix_rate=0.5)
     for batch in range(1000):
-        targets = mix(torch.zeros(2, 3, 1, 1), labels, 2, policy, seed=0, epoch=0, batch=batch)
+        targets = mix(torch.zeros(2, 3, 1, 1), F.one_hot(labels, 2), policy, seed=0, epoch=0, batch=batch)
         weights.append(float(targets[0, 0]))
     mixed = np.array([weight for weight in weights if weight != 1])
     # Five standard errors of a share of 1000, of a mean and of a variance of 500.

@@ -93,6 +93,14 @@ def test_calibration_moves_thresholds_and_probabilities_and_not_the_ranking():
     assert after.temperature == calibration.temperature
 
 
+def test_swaps_are_a_missed_and_a_wrong_label_on_one_image():
+    labels = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [1, 0, 0]], bool)
+    given = np.array([[0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 1, 1], [0, 0, 0]], bool)
+    metrics = multilabel_metrics(np.where(given, 3, -3), labels, ("a", "b", "c"))
+    assert [(each.missed, each.given, each.count) for each in metrics.swaps] == [(0, 1, 2), (0, 2, 1), (1, 2, 1)]
+    assert metrics.num_correct == 0
+
+
 def test_the_reliability_is_that_of_every_decision(measured):
     metrics, labels, table = measured
     assert sum(each.count for each in metrics.reliability) == labels.size

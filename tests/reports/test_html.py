@@ -70,6 +70,7 @@ def full_report(names=("cat", HOSTILE, "Äpfel", "苹果")):
             name=HOSTILE,
             classes=names,
             counts={"train": (1,) * len(names), "val": (2,) * len(names)},
+            totals={"train": len(names), "val": 2 * len(names)},
             refused=((f"{HOSTILE}.jpg", "image file is truncated"),),
         ),
         history=tuple(EpochRow(epoch=e, train_loss=1 / e, val_accuracy=1 - 1 / e, lr=1e-3 / e) for e in range(1, 6)),

@@ -129,7 +129,7 @@ def test_shortened_names_fit_and_keep_both_ends(text):
 def test_the_reliability_diagram_has_a_dot_for_each_filled_bin():
     metrics = confusion_of([[8, 2], [0, 10]])
     filled = [each for each in metrics.reliability if each.count]
-    drawing = plots.reliability_chart(metrics)
+    drawing = plots.reliability_chart(metrics.reliability)
     assert len(elements(drawing, "circle")) == len(filled)
     ideal = elements(drawing, "line", "ideal")[0]
     assert float(ideal.get("y1")) > float(ideal.get("y2"))  # SVG counts downwards: the line rises

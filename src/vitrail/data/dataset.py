@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, get_args
 import numpy as np
 from PIL import Image
 
-from vitrail.config import DataConfig, SplitName
+from vitrail.config import DataConfig, SplitName, TaskName
 from vitrail.data.admission import Progress, admit
 from vitrail.data.curation import Curated, curate
 from vitrail.data.findings import Findings, find_out
@@ -41,7 +41,7 @@ class Split:
     paths: list[str]
     """Below the source's root. Names that are not UTF-8 hold surrogates: show them through `display_name`."""
     labels: np.ndarray
-    """int64 (n,), indices into ``classes``."""
+    """int64 (n,), indices into ``classes``; with several labels per picture bool (n, C), which of them it shows."""
     sizes: np.ndarray
     """int32 (n, 2), height and width in pixels."""
     pictures: Pictures = field(repr=False)
@@ -50,6 +50,18 @@ class Split:
     def __len__(self) -> int:
         """Return the number of pictures."""
         return len(self.paths)
+
+    @property
+    def task(self) -> TaskName:
+        """What can be learnt: one label per picture, or any number of them."""
+        return "classification" if self.labels.ndim == 1 else "multilabel"
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Pictures of each class."""
+        several = self.labels.ndim == 2
+        counts = self.labels.sum(axis=0) if several else np.bincount(self.labels, minlength=len(self.classes))
+        return tuple(counts.tolist())
 
     def decode(self, index: int, min_side: int | None = None) -> Image.Image:
         """Return picture ``index``, upright, 8-bit RGB; large JPEGs perhaps smaller, see `open_image`.
@@ -91,6 +103,11 @@ class Dataset:
     traits: Traits
     records: list[Record] = field(repr=False)
     """One for each picture and each refused file, sorted by path."""
+
+    @property
+    def task(self) -> TaskName:
+        """What can be learnt; the same in every split."""
+        return next(iter(self.splits.values())).task
 
     def write_manifest(self, path: str | Path) -> None:
         """Write which picture is in which split, as CSV; `open_manifest` makes the same dataset of it.

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from vitrail.config import Preprocess
 from vitrail.data.augment import cut_out, finish
@@ -37,7 +38,7 @@ class Batch:
     images: Tensor
     """float32 (B, 3, H, W), normalised, on the device."""
     labels: Tensor
-    """int64 (B,), on the device."""
+    """int64 (B,), on the device; with several labels per image bool (B, C), which of them it shows."""
     targets: Tensor
     """What the loss compares with: the labels, or float32 (B, C) where images are mixed."""
     indices: np.ndarray
@@ -51,7 +52,7 @@ class EvalBatch:
     pixels: np.ndarray
     """uint8 (B, H, W, 3)."""
     labels: np.ndarray
-    """int64 (B,)."""
+    """int64 (B,), or bool (B, C); see `Batch`."""
     indices: np.ndarray
     """int64 (B,): which pictures of the split."""
 
@@ -81,7 +82,7 @@ class TrainLoader:
         device: where batches go.
         workers: threads. Default: the number of processor cores, at most 8.
         cache: keep resized pictures in memory: "on", "off", or "auto", where they take at most a quarter of it.
-        balance: take as many of every class in each epoch; see `balanced`.
+        balance: take as many of every class in each epoch; see `balanced`. For one label per picture.
 
     Attributes:
         wait_s: seconds that the caller has waited for pictures so far.
@@ -193,15 +194,8 @@ class TrainLoader:
         labels = _to_device(self.split.labels[prepared.indices], self.device)
         targets = labels
         if self.augment.mixes:
-            targets = mix(
-                images,
-                labels,
-                len(self.split.classes),
-                self.augment,
-                seed=self.seed,
-                epoch=epoch,
-                batch=prepared.batch,
-            )
+            shown = F.one_hot(labels, len(self.split.classes)) if labels.ndim == 1 else labels
+            targets = mix(images, shown, self.augment, seed=self.seed, epoch=epoch, batch=prepared.batch)
         return Batch(images, labels, targets, prepared.indices)
 
 

@@ -4,7 +4,6 @@ import math
 from typing import Final
 
 import numpy as np
-import torch.nn.functional as F
 from scipy.special import betaincinv
 from torch import Tensor
 
@@ -14,9 +13,7 @@ from vitrail.data.randomness import Stream, uniforms
 _EQUAL_CHANCE: Final = 0.5
 
 
-def mix(
-    images: Tensor, labels: Tensor, num_classes: int, policy: AugmentPolicy, *, seed: int, epoch: int, batch: int
-) -> Tensor:
+def mix(images: Tensor, labels: Tensor, policy: AugmentPolicy, *, seed: int, epoch: int, batch: int) -> Tensor:
     """Mix images (B, 3, H, W) in place with those of the reversed batch; return the targets.
 
     One draw decides for the whole batch, as in timm: image i becomes ``w x_i + (1 - w) x_(B-1-i)`` (mixup), or takes a
@@ -24,15 +21,14 @@ def mix(
 
     Args:
         images: the batch.
-        labels: int64 (B,).
-        num_classes: C.
+        labels: (B, C), which classes each image shows.
         policy: has the rates and alphas.
         seed: of the run.
         epoch: from 0.
         batch: the number of the batch in the epoch.
 
     Returns:
-        float32 (B, C), the same mixture of one-hot rows, each with the sum 1. Label smoothing is left to the loss.
+        float32 (B, C), the same mixture of the labels. Label smoothing is left to the loss.
     """
     numbers = uniforms(seed, epoch, Stream.MIX, np.array([batch]), 5)[0]
     weight = 1.0
@@ -41,7 +37,7 @@ def mix(
         alpha = policy.cutmix_alpha if cut else policy.mixup_alpha
         weight = float(betaincinv(alpha, alpha, numbers[2]))
         weight = _cut_mix(images, weight, numbers[3:]) if cut else _mix_up(images, weight)
-    targets = F.one_hot(labels, num_classes).float()
+    targets = labels.float()
     return targets.lerp(targets.flip(0), 1 - weight)
 
 

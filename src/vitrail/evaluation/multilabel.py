@@ -7,7 +7,7 @@ Axes: B images, C classes; a decision is one class of one image.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from vitrail.evaluation.calibration import ReliabilityBin, calibration_error, re
 from vitrail.evaluation.intervals import Estimate, FloatArray, class_scores, mean_ratio, proportion
 from vitrail.evaluation.ranking import BoolArray, Ranking, mean_average_precision, rank
 from vitrail.evaluation.thresholds import UNFITTED_THRESHOLD, LabelCalibration, given_labels, label_probabilities
+
+_MOST_SWAPS: Final = 50
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,15 @@ class LabelMetrics:
     """Harmonic mean of both; undefined without `support`."""
     average_precision: Estimate
     """Mean precision at the scores of the images that show it, whatever the threshold; undefined without `support`."""
+
+
+@dataclass(frozen=True)
+class LabelSwap:
+    """How many images show the class ``missed``, which was not given, and not the class ``given``, which was."""
+
+    missed: int
+    given: int
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +78,16 @@ class MultiLabelMetrics:
     temperature: float
     """What the logits were divided by; 1 without a calibration."""
     classes: tuple[LabelMetrics, ...]
+    swaps: tuple[LabelSwap, ...]
+    """The commonest, at most 50, the most frequent first."""
     reliability: tuple[ReliabilityBin, ...]
+    """Of all decisions."""
+
+    @property
+    def num_correct(self) -> int:
+        """Images whose labels are all right."""
+        assert self.exact_match.value is not None, "there are images"
+        return round(self.exact_match.value * self.num_images)
 
     @property
     def absent_classes(self) -> tuple[str, ...]:
@@ -122,6 +142,7 @@ def multilabel_metrics(
         calibration_error=calibration_error(bins),
         temperature=temperature,
         classes=_label_metrics(labels, given, classes, thresholds, rankings),
+        swaps=_swaps(labels, given),
         reliability=bins,
     )
 
@@ -148,6 +169,16 @@ def _complement(estimate: Estimate) -> Estimate:
     assert estimate.low is not None, "there are images"
     assert estimate.high is not None, "there are images"
     return Estimate(1 - estimate.value, 1 - estimate.high, 1 - estimate.low)
+
+
+def _swaps(labels: BoolArray, given: BoolArray) -> tuple[LabelSwap, ...]:
+    missed, invented = (labels & ~given).astype(np.float32), (given & ~labels).astype(np.float32)
+    counts = (missed.T @ invented).astype(np.int64)  # (C, C); floats because whole numbers have no fast product
+    order = np.argsort(-counts, axis=None, kind="stable")[:_MOST_SWAPS]
+    places = zip(*np.unravel_index(order, counts.shape), strict=True)
+    return tuple(
+        LabelSwap(int(one), int(other), int(counts[one, other])) for one, other in places if counts[one, other]
+    )
 
 
 def _label_metrics(

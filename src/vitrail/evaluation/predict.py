@@ -6,7 +6,7 @@ Axes: B images, C classes, H height, W width.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,8 +37,8 @@ class Outputs:
 
     logits: NDArray[np.float32]
     """(B, C)."""
-    labels: NDArray[np.int64]
-    """(B,)."""
+    labels: NDArray[Any]
+    """The class of each image, int (B,); or with several labels per image which of them are there, bool (B, C)."""
     indices: NDArray[np.int64]
     """Places of the images in their split (B,)."""
 
@@ -98,10 +98,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def collect(predictor: Predictor, batches: Iterable[EvalBatch]) -> Outputs:
     """Return the answers to every image of ``batches`` in their order."""
     num_classes = len(predictor.classes)
-    logits = [np.empty((0, num_classes), np.float32)]
-    labels, indices = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    logits, indices = [np.empty((0, num_classes), np.float32)], [np.empty(0, np.int64)]
+    labels = []
     for batch in batches:
         logits.append(predictor.logits(batch.pixels))
         labels.append(batch.labels)
         indices.append(batch.indices)
-    return Outputs(np.concatenate(logits), np.concatenate(labels), np.concatenate(indices))
+    found = np.concatenate(labels) if labels else np.empty(0, np.int64)
+    return Outputs(np.concatenate(logits), found, np.concatenate(indices))

@@ -1,20 +1,20 @@
 """Our own checkpoints: one .safetensors file that rebuilds a model.
 
 Our file holds the tensors under timm's names and, in the metadata entry "vitrail", a JSON object: "format", "spec" (how
-to build the model), "classes", "preprocess", "calibration", and "sha256" over all of these and the tensors. No pickle
-is ever read.
+to build the model), "classes", "preprocess", "task", "calibration", and "sha256" over all of these and the tensors. No
+pickle is ever read.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from vitrail.config import Preprocess
+from vitrail.config import Preprocess, TaskName
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.models import Model, ModelSpec, build
 from vitrail.models.describe import Description
@@ -37,6 +37,8 @@ class Checkpoint:
     """Names of the outputs of the head, in their order."""
     preprocess: Preprocess | None = None
     """How images are prepared for it."""
+    task: TaskName = "classification"
+    """What the outputs mean."""
     calibration: dict[str, Any] | None = None
     """What was fitted after training, such as the temperature."""
 
@@ -47,6 +49,7 @@ def save_checkpoint(
     *,
     classes: Sequence[str] | None = None,
     preprocess: Preprocess | None = None,
+    task: TaskName = "classification",
     calibration: dict[str, Any] | None = None,
     layout: Literal["vitrail", "timm"] = "vitrail",
 ) -> None:
@@ -57,6 +60,7 @@ def save_checkpoint(
         model: one that `create_model` built.
         classes: names of its outputs in their order.
         preprocess: how images are prepared for it.
+        task: what its outputs mean.
         calibration: plain values that JSON can hold.
         layout: "vitrail" for a file that `load_checkpoint` rebuilds the model from; "timm" for tensors alone, which
             timm's model of the same shape loads.
@@ -80,6 +84,7 @@ def save_checkpoint(
             "spec": model.spec.to_dict(),
             "classes": None if classes is None else list(classes),
             "preprocess": None if preprocess is None else preprocess.to_dict(),
+            "task": task,
             "calibration": calibration,
         }
         header = json.loads(json.dumps(header, allow_nan=False))  # as it will be read: lists for tuples
@@ -117,10 +122,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     model.load_state_dict(tensors)
     model.eval()
     described = describe_own(header, model, file)
+    task = header.get("task", "classification")  # which files of version 0.1 do not tell
+    if task not in get_args(TaskName):
+        raise CheckpointError(f"{file} is of the task {task!r}; this vitrail knows {', '.join(get_args(TaskName))}.")
     return Checkpoint(
         model=model,
         classes=described.classes,
         preprocess=described.preprocess,
+        task=task,
         calibration=header.get("calibration"),
     )
 

@@ -1,6 +1,6 @@
 """One page per run, and one per source of images, that a person likes to look at; the same as JSON."""
 
-from vitrail.reports.content import Command, DataSummary, EpochRow, ErrorCase, Picture, RunReport
+from vitrail.reports.content import Command, DataSummary, EpochRow, ErrorCase, LabelsCase, Picture, RunReport
 from vitrail.reports.datapage import DataPage, ShownFinding, ShownPair, ShownPicture, write_data_page
 from vitrail.reports.html import write_report
 
@@ -10,6 +10,7 @@ __all__ = [
     "DataSummary",
     "EpochRow",
     "ErrorCase",
+    "LabelsCase",
     "Picture",
     "RunReport",
     "ShownFinding",

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.config import SplitName
-from vitrail.evaluation.calibration import Calibration
 from vitrail.evaluation.cost import Cost, Latency
-from vitrail.evaluation.metrics import Metrics
+from vitrail.evaluation.kinds import AnyCalibration, Scores
 
 Picture = NDArray[np.uint8]
 """RGB pixels (H, W, 3)."""
@@ -25,7 +24,9 @@ class EpochRow:
     train_loss: float | None = None
     val_loss: float | None = None
     val_accuracy: float | None = None
-    """In [0, 1]."""
+    """In [0, 1]; with several labels per image, the share of images whose labels are all right."""
+    val_map: float | None = None
+    """Mean average precision in [0, 1], of several labels per image alone."""
     lr: float | None = None
     """Learning rate at the end of the epoch."""
     elapsed_s: float | None = None
@@ -40,13 +41,10 @@ class DataSummary:
     classes: tuple[str, ...]
     counts: Mapping[str, tuple[int, ...]]
     """Images of each class, for each split."""
+    totals: Mapping[str, int]
+    """Images of each split; one may count for several classes, or for none."""
     refused: tuple[tuple[str, str], ...] = ()
     """Files that were left out: path and reason."""
-
-    @property
-    def totals(self) -> dict[str, int]:
-        """Images of each split."""
-        return {split: sum(counts) for split, counts in self.counts.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +60,21 @@ class ErrorCase:
     """Of the wrong answer, in [0, 1]."""
     true_probability: float
     """Of the right one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsCase:
+    """One image whose labels are not all right; labels with their probabilities, the worst mistakes first."""
+
+    picture: Picture
+    name: str
+    """Path of the image."""
+    invented: tuple[tuple[str, float], ...]
+    """Labels that were given and are wrong."""
+    missed: tuple[tuple[str, float], ...]
+    """Labels that are right and were not given."""
+    found: tuple[str, ...]
+    """Labels that were given and are right."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +94,18 @@ class RunReport:
     model: str
     split: SplitName | str
     """Which images the metrics are measured on."""
-    metrics: Metrics
+    metrics: Scores
     created_at: str = ""
     """Date and time, as it is to be read."""
     data: DataSummary | None = None
     history: tuple[EpochRow, ...] = ()
     best_epoch: int | None = None
     """The epoch whose weights were kept."""
-    errors: tuple[ErrorCase, ...] = ()
-    """The worst errors, the most confident first."""
+    errors: tuple[ErrorCase, ...] | tuple[LabelsCase, ...] = ()
+    """The worst errors, the most confident first: of the kind that the metrics are."""
     augmented: tuple[Picture, ...] = ()
     """Some training images as the model sees them."""
-    calibration: Calibration | None = None
+    calibration: AnyCalibration | None = None
     cost: Cost | None = None
     latency: Mapping[str, Latency] = field(default_factory=dict)
     """By runtime, such as "PyTorch" or "onnxruntime"."""

@@ -60,6 +60,8 @@ class DataPage:
     classes: tuple[str, ...]
     counts: Mapping[str, tuple[int, ...]]
     """Images of each class, for each split."""
+    totals: Mapping[str, int]
+    """Images of each split; one may count for several classes, or for none."""
     findings: tuple[ShownFinding, ...] = ()
     pairs: tuple[ShownPair, ...] = ()
     """The gravest first."""
@@ -71,11 +73,6 @@ class DataPage:
     """Pictures left out of val or test: path and reason."""
     ignored: Mapping[str, int] = field(default_factory=dict)
     commands: tuple[Command, ...] = ()
-
-    @property
-    def totals(self) -> dict[str, int]:
-        """Images of each split."""
-        return {split: sum(counts) for split, counts in self.counts.items()}
 
 
 def write_data_page(path: Path, page: DataPage) -> Path:

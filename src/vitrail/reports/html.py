@@ -17,7 +17,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from vitrail.evaluation.intervals import Estimate
-from vitrail.evaluation.metrics import ClassMetrics, Metrics
+from vitrail.evaluation.kinds import Scores
+from vitrail.evaluation.metrics import Metrics
+from vitrail.evaluation.multilabel import MultiLabelMetrics
+from vitrail.evaluation.thresholds import FEWEST_FOR_OWN_THRESHOLD
 from vitrail.reports import plots
 from vitrail.reports.content import Picture, RunReport
 from vitrail.runtime.files import write_json, write_text
@@ -27,6 +30,8 @@ THUMBNAIL_PX: Final = 160
 MAX_ERRORS: Final = 24
 MAX_AUGMENTED: Final = 12
 MAX_CONFUSED: Final = 10
+MAX_LABELS: Final = 4
+"""Wrong labels, and missed ones, under one picture."""
 MAX_REFUSED: Final = 200
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -54,25 +59,22 @@ def write_report(path: Path, report: RunReport) -> Path:
 
 def render(report: RunReport) -> str:
     """Return the page."""
-    metrics = report.metrics
+    template, parts = _PAGES[type(report.metrics)](report)
     num_val = report.data.totals.get("val") if report.data else None
     return (
         environment()
-        .get_template("report.html.j2")
+        .get_template(template)
         .render(
             report=report,
-            metrics=metrics,
+            metrics=report.metrics,
             glass=plots.stained_glass(zlib.crc32(report.title.encode())),
             charts=plots.curve_charts(report.history, report.best_epoch, num_val),
-            matrix=plots.confusion_matrix(metrics),
-            confused=metrics.most_confused(MAX_CONFUSED),
-            reliability=plots.reliability_chart(metrics),
-            scale_floor=_scale_floor(metrics.classes),
-            num_errors=metrics.num_images - metrics.num_correct,
+            reliability=plots.reliability_chart(report.metrics.reliability),
+            num_errors=report.metrics.num_images - report.metrics.num_correct,
             errors=[(each, thumbnail(each.picture)) for each in report.errors[:MAX_ERRORS]],
             augmented=[thumbnail(picture) for picture in report.augmented[:MAX_AUGMENTED]],
-            tiles=_tiles(report),
             max_refused=MAX_REFUSED,
+            **parts,
         )
     )
 
@@ -119,22 +121,56 @@ def interval(estimate: Estimate) -> str:
     return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def _scale_floor(classes: Sequence[ClassMetrics]) -> float:
-    """Return where the scale of the classes' bars begins: at 0, or at a half if all lie above."""
-    lows = [each.recall.low for each in classes if each.recall.low is not None]
-    return 0.5 if lows and min(lows) >= 0.5 else 0.0
-
-
-def _tiles(report: RunReport) -> list[tuple[str, str, str]]:
-    """Return the key figures below the headline: label, value, and what is said under it."""
+def _classification(report: RunReport) -> tuple[str, dict[str, Any]]:
+    """Return the template of one label per image, and the parts of the page that are its own."""
     metrics = report.metrics
+    assert isinstance(metrics, Metrics), metrics
     tiles = [
         ("Balanced accuracy", plots.percent(metrics.balanced_accuracy.value), interval(metrics.balanced_accuracy)),
         ("Macro F1", plots.percent(metrics.macro_f1.value), interval(metrics.macro_f1)),
     ]
     if metrics.top5 is not None and len(metrics.classes) > 20:
         tiles.append(("Top 5", plots.percent(metrics.top5.value), interval(metrics.top5)))
-    tiles.append(("Calibration error", plots.percent(metrics.calibration_error), _temperature_note(metrics)))
+    return "report.html.j2", {
+        "matrix": plots.confusion_matrix(metrics),
+        "confused": metrics.most_confused(MAX_CONFUSED),
+        "scale_floor": _scale_floor([each.recall for each in metrics.classes]),
+        "tiles": [*tiles, *_common_tiles(report)],
+    }
+
+
+def _multilabel(report: RunReport) -> tuple[str, dict[str, Any]]:
+    """Return the template of several labels per image, and the parts of the page that are its own."""
+    metrics = report.metrics
+    assert isinstance(metrics, MultiLabelMetrics), metrics
+    named = {
+        "Macro F1": metrics.macro_f1,
+        "Micro F1": metrics.micro_f1,
+        "All labels right": metrics.exact_match,
+        "Wrong decisions": metrics.hamming_loss,
+    }
+    tiles = [(name, plots.percent(estimate.value), interval(estimate)) for name, estimate in named.items()]
+    return "multilabel.html.j2", {
+        "swaps": metrics.swaps[:MAX_CONFUSED],
+        "scale_floor": _scale_floor([each.average_precision for each in metrics.classes]),
+        "tiles": [*tiles, *_common_tiles(report)],
+        "max_labels": MAX_LABELS,
+        "fewest_for_own": FEWEST_FOR_OWN_THRESHOLD,
+    }
+
+
+_PAGES: Final = {Metrics: _classification, MultiLabelMetrics: _multilabel}
+
+
+def _scale_floor(estimates: Sequence[Estimate]) -> float:
+    """Return where the scale of the classes' bars begins: at 0, or at a half if all lie above."""
+    lows = [each.low for each in estimates if each.low is not None]
+    return 0.5 if lows and min(lows) >= 0.5 else 0.0
+
+
+def _common_tiles(report: RunReport) -> list[tuple[str, str, str]]:
+    """Return key figures that every page has below the headline: label, value, and what is said under it."""
+    tiles = [("Calibration error", plots.percent(report.metrics.calibration_error), _temperature_note(report.metrics))]
     if report.cost is not None:
         tiles.append(
             ("Parameters", quantity(report.cost.parameters), f"{quantity(report.cost.weights_bytes)}B of weights")
@@ -146,7 +182,7 @@ def _tiles(report: RunReport) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _temperature_note(metrics: Metrics) -> str:
+def _temperature_note(metrics: Scores) -> str:
     return "uncalibrated" if metrics.temperature == 1 else f"at temperature {metrics.temperature:.2f}"
 
 

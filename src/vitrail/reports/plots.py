@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from markupsafe import Markup
 
+from vitrail.evaluation.calibration import ReliabilityBin
 from vitrail.evaluation.intervals import Estimate, proportion
 from vitrail.evaluation.metrics import ConfusionCell, Metrics
 from vitrail.reports.content import EpochRow
@@ -70,7 +71,7 @@ def shorten(text: str, limit: int) -> str:
 
 
 def curve_charts(history: Sequence[EpochRow], best_epoch: int | None, num_val: int | None) -> list[tuple[str, Markup]]:
-    """Return the charts of a training, each with its title: loss, validation accuracy, learning rate.
+    """Return the charts of a training, each with its title: loss, validation accuracy or mAP, learning rate.
 
     Args:
         history: the epochs; quantities that were never measured, and a single epoch, get no chart.
@@ -83,9 +84,13 @@ def curve_charts(history: Sequence[EpochRow], best_epoch: int | None, num_val: i
     band = None
     if num_val:
         band = [proportion(round((each or 0) * num_val), num_val) for each in accuracy]
+    quality = ("Validation accuracy", [Series("accuracy", "c2", epochs, accuracy, band)], "percent")
+    if any(row.val_map is not None for row in history):
+        precision = Series("mean average precision", "c2", epochs, [row.val_map for row in history])
+        quality = ("Validation mAP", [precision], "percent")
     charts = [
         ("Loss", [Series("training", "c1", epochs, train), Series("validation", "c2", epochs, val)], "plain"),
-        ("Validation accuracy", [Series("accuracy", "c2", epochs, accuracy, band)], "percent"),
+        quality,
         ("Learning rate", [Series("learning rate", "c3", epochs, rate)], "plain"),
     ]
     drawn = []
@@ -225,8 +230,8 @@ def _matrix_cell(metrics: Metrics, cell: ConfusionCell, margin: float, size: flo
     return Markup("<g><title>{}</title>{}{}</g>").format(tooltip, rect, text)
 
 
-def reliability_chart(metrics: Metrics) -> Markup:
-    """Return the reliability diagram: the share of right answers at each confidence, with intervals."""
+def reliability_chart(bins: Sequence[ReliabilityBin]) -> Markup:
+    """Return the reliability diagram: how often what was said with each confidence is so, with intervals."""
     side = 250
 
     def place_x(value: float) -> float:
@@ -244,13 +249,13 @@ def reliability_chart(metrics: Metrics) -> Markup:
         )
     line = '<line class="ideal" x1="{}" y1="{}" x2="{}" y2="{}"/>'
     parts.append(Markup(line).format(place_x(0), place_y(0), place_x(1), place_y(1)))
-    most = max(each.count for each in metrics.reliability)
-    for each in metrics.reliability:
+    most = max(each.count for each in bins)
+    for each in bins:
         low, value, high = each.accuracy.low, each.accuracy.value, each.accuracy.high
         if each.confidence is None or low is None or value is None or high is None:
             continue
         x, radius = place_x(each.confidence), 2.5 + 5 * math.sqrt(each.count / most)
-        tooltip = f"{each.count} images, {percent(each.confidence)} confident on average: {percent(value)} right"
+        tooltip = f"{each.count} answers, {percent(each.confidence)} confident on average: {percent(value)} right"
         whisker = Markup('<line class="whisker" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
             x, place_y(low), place_y(high)
         )

@@ -37,7 +37,10 @@ class EpochMetrics:
     """In [0, 1], on the images as augmented; of a mixture, its larger part counts."""
     val_loss: float | None = None
     val_accuracy: float | None = None
-    """In [0, 1], with the weights that would be kept (the moving average where there is one)."""
+    """In [0, 1], with the weights that would be kept (the moving average where there is one). With several labels per
+    image, as for `train_accuracy`, the share of images whose labels are all right, from a probability of 0.5 on."""
+    val_map: float | None = None
+    """Mean average precision in [0, 1], of several labels per image alone; it decides which epoch is the best."""
     images_per_s: float
     """While training."""
     elapsed_s: float
@@ -86,7 +89,8 @@ def read_metrics(path: Path) -> list[EpochMetrics]:
     try:
         with Path(path).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, strict=True))
-        return [EpochMetrics(**{name: _parse(row[name], fields[name]) for name in fields}) for row in rows]
+        # Logs of version 0.1 have no val_map.
+        return [EpochMetrics(**{name: _parse(row.get(name, ""), fields[name]) for name in fields}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise DataError(f"{path} is missing or is no log of a training ({error}).") from error
 
@@ -169,6 +173,8 @@ class TrainProgress:
             parts.append(f"val loss {row.val_loss:.3f}")
         if row.val_accuracy is not None:
             parts.append(f"val acc {row.val_accuracy:.1%}")
+        if row.val_map is not None:
+            parts.append(f"val mAP {row.val_map:.1%}")
         self.say("  ".join([*parts, f"{row.images_per_s:.0f} img/s"]) + self._left)
 
 

@@ -80,7 +80,8 @@ class StepReport:
     """The learning rate of its first group."""
     loss: float
     accuracy: float
-    """Share of the images as augmented that were right, in [0, 1]; of a mixture, its larger part counts."""
+    """Share of the images as augmented that were right, in [0, 1]; of a mixture, its larger part counts. With several
+    labels per image, the share whose labels are all right."""
     grad_norm: float
     """L2 norm of all gradients together, before clipping."""
     epoch_loss: float

@@ -105,10 +105,8 @@ def _page(dataset: Dataset, config: AdmitConfig) -> DataPage:
         title=dataset.name,
         created_at=now(),
         classes=tuple(display_name(label) for label in dataset.classes),
-        counts={
-            name: tuple(np.bincount(split.labels, minlength=len(dataset.classes)).tolist())
-            for name, split in dataset.splits.items()
-        },
+        counts={name: split.counts for name, split in dataset.splits.items()},
+        totals={name: len(split) for name, split in dataset.splits.items()},
         findings=tuple(
             ShownFinding(
                 text=item.text,
@@ -155,8 +153,8 @@ def _table(dataset: Dataset) -> Table:
     table.add_column("class", overflow="fold")
     for name in dataset.splits:
         table.add_column(name, justify="right")
-    for index, label in enumerate(dataset.classes):
-        table.add_row(display_name(label), *(str(int((s.labels == index).sum())) for s in dataset.splits.values()))
+    for label, *counts in zip(dataset.classes, *(split.counts for split in dataset.splits.values()), strict=True):
+        table.add_row(display_name(label), *map(str, counts))
     table.add_section()
     table.add_row("all", *(str(len(split)) for split in dataset.splits.values()))
     return table

@@ -9,6 +9,7 @@ from rich.console import Console
 from vitrail.config import DemoConfig, from_options
 from vitrail.data import display_name
 from vitrail.errors import INTERRUPTED, BundleError
+from vitrail.evaluation.metrics import Metrics
 from vitrail.verbs.check import check
 from vitrail.verbs.export import Export, export
 from vitrail.verbs.train import TrainResult, train
@@ -49,11 +50,13 @@ def run(config: DemoConfig) -> int:
         return INTERRUPTED
     console.print("2. Export to ONNX, and compare with PyTorch on every validation image.")
     exported = _ship(training, config)
-    accuracy = training.metrics["test"].accuracy
+    measured = training.metrics["test"]
+    assert isinstance(measured, Metrics), "the digits have one label each"
+    accuracy = measured.accuracy
     assert accuracy.value is not None, "the digits have test images"
     console.print(
         f"\nDone in {training.elapsed_s:.0f} s of training: {accuracy.value:.1%} "
-        f"[{accuracy.low:.1%}, {accuracy.high:.1%}] of {training.metrics['test'].num_images} test images are right.\n"
+        f"[{accuracy.low:.1%}, {accuracy.high:.1%}] of {measured.num_images} test images are right.\n"
         f"The exported model: {exported.parity.summary()}\n\n"
         f"  report   {display_name(training.report_path)}   (open it in a browser)\n"
         f"  run      {display_name(training.path)}   (configuration, weights, metrics)\n"

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from vitrail.config import EvaluateConfig, SplitName, from_options
+from vitrail.config import EvaluateConfig, SplitName, TaskName, from_options
 from vitrail.data import Dataset, Split, display_name, open_evaluation_set
 from vitrail.errors import ConfigError
 from vitrail.evaluation.cost import model_cost
-from vitrail.evaluation.intervals import Estimate
 from vitrail.evaluation.metrics import Metrics
+from vitrail.evaluation.multilabel import MultiLabelMetrics
 from vitrail.reports import Command, RunReport, write_report
 from vitrail.runtime.device import describe_machine
 from vitrail.runtime.files import write_json
 from vitrail.training import Run
 from vitrail.verbs import assess
+from vitrail.verbs.kits import KITS
 from vitrail.verbs.target import Target, open_target
 
 
@@ -30,7 +30,9 @@ class Evaluation:
     path: Path
     """The folder of the evaluation, with its report and every answer."""
     split: SplitName
-    metrics: Metrics
+    task: TaskName
+    metrics: Metrics | MultiLabelMetrics
+    """Of one label per image, or of several."""
 
 
 def evaluate(target: str | Path, **options: Any) -> Evaluation:
@@ -52,7 +54,7 @@ def run(config: EvaluateConfig) -> int:
     """Serve the command line."""
     evaluation = _evaluate(config)
     console = Console(highlight=False)
-    console.print(_table(evaluation.metrics, f"{config.target} on {evaluation.split}"))
+    console.print(KITS[evaluation.task].table(evaluation.metrics, f"{config.target} on {evaluation.split}"))
     console.print(f"report   {display_name(Run(evaluation.path).report_path)}", markup=False, soft_wrap=True)
     return 0
 
@@ -69,7 +71,7 @@ def _evaluate(config: EvaluateConfig) -> Evaluation:
         write_json(folder.evaluation_path, {split.name: assessment.metrics.to_dict()})
         assess.write_answers(folder.predictions_path, assessment, target.calibration)
         write_report(folder.report_path, _report(config, target, dataset, assessment, folder))
-    return Evaluation(path=folder.path, split=split.name, metrics=assessment.metrics)
+    return Evaluation(path=folder.path, split=split.name, task=split.task, metrics=assessment.metrics)
 
 
 def choose_split(dataset: Dataset, name: SplitName | None, preferred: Sequence[SplitName] = ("test", "val")) -> Split:
@@ -97,7 +99,9 @@ def _report(
         metrics=assessment.metrics,
         created_at=assess.now(),
         data=assess.summarise_data(dataset),
-        errors=assess.worst_errors(assessment, target.predictor.preprocess, target.calibration),
+        errors=KITS[assessment.split.task].worst_errors(
+            assessment.split, assessment.outputs, target.predictor.preprocess, target.calibration
+        ),
         calibration=target.calibration,
         cost=model_cost(model, target.predictor.preprocess.image_size) if model else None,
         caveats=(*assess.data_caveats(dataset, assessment), *_own_split_caveats(config, assessment)),
@@ -112,26 +116,4 @@ def _own_split_caveats(config: EvaluateConfig, assessment: assess.Assessment) ->
     part = {"train": "The model was trained on these images", "val": "The weights were chosen on these images"}
     if config.data is not None or assessment.split.name not in part:
         return ()
-    return (f"{part[assessment.split.name]}, so the accuracy on others is lower.",)
-
-
-def _table(metrics: Metrics, title: str) -> Table:
-    """Return the numbers for a terminal, the totals first."""
-    table = Table(title=title, title_justify="left")
-    for column in ("", "images", "precision", "recall", "F1"):
-        table.add_column(column, justify="left" if column == "" else "right")
-    for each in metrics.classes:
-        table.add_row(
-            display_name(each.name), f"{each.support}", _cell(each.precision), _cell(each.recall), _cell(each.f1)
-        )
-    table.add_section()
-    table.add_row("accuracy", f"{metrics.num_images}", "", _cell(metrics.accuracy), "")
-    table.add_row("mean of classes", "", "", _cell(metrics.balanced_accuracy), _cell(metrics.macro_f1))
-    table.caption = "in percent, with 95 % intervals"
-    return table
-
-
-def _cell(estimate: Estimate) -> str:
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return "-"
-    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    return (f"{part[assessment.split.name]}, so the scores on others are lower.",)

@@ -72,6 +72,7 @@ def _export(config: ExportConfig) -> Export:
         classes=predictor.classes,
         preprocess=predictor.preprocess,
         batches=_batches(split, predictor.preprocess),
+        task=target.task,
         calibration=target.calibration.to_dict() if target.calibration else None,
         tolerance=Tolerance(logits=config.tolerance),
         source=target.name,

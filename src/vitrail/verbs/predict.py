@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from vitrail.config import PredictConfig, from_options
 from vitrail.data import display_name, find_pictures, load_pictures
-from vitrail.evaluation.calibration import Calibration, probabilities
 from vitrail.runtime.files import write_text
+from vitrail.verbs.kits import KITS
 from vitrail.verbs.target import Target, open_target
 
 
@@ -28,17 +27,19 @@ class Prediction:
     path: str
     """As it was named or found."""
     labels: tuple[str, ...] = ()
-    """The most probable classes, the first the answer; none where the file was refused."""
+    """The most probable classes, the first the answer; of a model of several labels all from their thresholds on, the
+    most probable first. None where the file was refused."""
     probabilities: tuple[float, ...] = ()
     """Of `labels`, calibrated where the model is."""
     accepted: bool | None = None
-    """Whether the answer is sure enough to be believed (the reject threshold); None where the model has none."""
+    """Whether the answer is sure enough to be believed (the reject threshold); None where the model has none, as those
+    of several labels."""
     error: str | None = None
     """Why there is no answer."""
 
     @property
     def label(self) -> str | None:
-        """The answer, or None where the file was refused."""
+        """The answer, or the surest of several; None where there is none."""
         return self.labels[0] if self.labels else None
 
 
@@ -91,29 +92,17 @@ def _predict(config: PredictConfig) -> list[Prediction]:
     return predictions
 
 
-def _label(target: Target, paths: Sequence[str], top_k: int) -> list[Prediction]:
+def _label(target: Target, paths: Sequence[str], top_k: int | None) -> list[Prediction]:
     loaded = load_pictures(paths, target.predictor.preprocess)
     pixels = [each for each in loaded if isinstance(each, np.ndarray)]
+    kit, classes = KITS[target.task], target.predictor.classes
     answers = iter(target.predictor.logits(np.stack(pixels)) if pixels else ())
     return [
-        _answer(path, next(answers), target.predictor.classes, target.calibration, top_k)
+        Prediction(path=path, **kit.answer(next(answers), classes, target.calibration, top_k)._asdict())
         if isinstance(each, np.ndarray)
         else Prediction(path=path, error=each.reason)
         for path, each in zip(paths, loaded, strict=True)
     ]
-
-
-def _answer(
-    path: str, logits: NDArray[np.float32], classes: Sequence[str], calibration: Calibration | None, top_k: int
-) -> Prediction:
-    shares = probabilities(logits, calibration.temperature if calibration else 1.0)
-    best = np.argsort(-shares, kind="stable")[:top_k]
-    return Prediction(
-        path=path,
-        labels=tuple(classes[index] for index in best),
-        probabilities=tuple(float(shares[index]) for index in best),
-        accepted=bool(shares.max() >= calibration.reject_threshold) if calibration else None,
-    )
 
 
 def _table(predictions: Sequence[Prediction]) -> Table:
@@ -125,7 +114,7 @@ def _table(predictions: Sequence[Prediction]) -> Table:
         if each.error is not None:
             table.add_row(display_name(each.path), "refused", each.error)
             continue
-        names = "\n".join(display_name(label) for label in each.labels)
+        names = "\n".join(display_name(label) for label in each.labels) or "-"
         doubt = " (unsure)" if each.accepted is False else ""
         shares = "\n".join(f"{share:.1%}" for share in each.probabilities)
         table.add_row(display_name(each.path), names + doubt, shares)

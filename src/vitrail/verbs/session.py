@@ -12,7 +12,6 @@ from torch import nn
 from vitrail.config import Preprocess, TrainConfig
 from vitrail.data import Dataset, EvalLoader, TrainLoader, open_manifest
 from vitrail.errors import ConfigError
-from vitrail.evaluation.metrics import classification_metrics
 from vitrail.evaluation.predict import TorchPredictor, collect
 from vitrail.models import Model
 from vitrail.models.checkpoint import save_checkpoint
@@ -41,6 +40,7 @@ from vitrail.training import (
 from vitrail.verbs import plan
 from vitrail.verbs import teacher as teaching
 from vitrail.verbs.admit import open_with_progress
+from vitrail.verbs.kits import KITS
 
 EVAL_BATCH_SIZE: Final = 64
 
@@ -72,7 +72,7 @@ class Session:
         return self.state.model if self.state.ema is None else self.state.ema.module
 
     def has_stopped_early(self) -> bool:
-        """Whether the validation accuracy has not risen for as long as one wanted to wait."""
+        """Whether validation has got no better for as long as one wanted to wait."""
         patience = self.config.patience
         return patience is not None and self.state.epochs_without_improvement >= patience
 
@@ -115,7 +115,7 @@ class Session:
                     state.save(self.run.state_path)
                     saved_at = time.monotonic()
                 if self.has_stopped_early():
-                    progress.say(f"No better validation accuracy in {config.patience} epochs: stopped early.")
+                    progress.say(f"Validation got no better in {config.patience} epochs: stopped early.")
                     break
         return stop.requested
 
@@ -124,25 +124,31 @@ class Session:
         classes = self.dataset.classes
         predictor = TorchPredictor(self.kept_model, classes, self.preprocess, self.device, self.precision)
         outputs = collect(predictor, loader)
-        metrics = classification_metrics(outputs.logits, outputs.labels, classes)
-        accuracy = metrics.accuracy.value or 0.0
+        kit = KITS[self.dataset.task]
+        scores = kit.epoch_scores(kit.measure(outputs.logits, outputs.labels, classes, None))
         row = EpochMetrics(
             epoch=report.epoch,
             step=report.step,
             lr=report.lr,
             train_loss=report.epoch_loss,
             train_accuracy=report.epoch_accuracy,
-            val_loss=metrics.log_loss,
-            val_accuracy=accuracy,
+            val_loss=scores.loss,
+            val_accuracy=scores.accuracy,
+            val_map=scores.map,
             images_per_s=report.images_per_s,
             elapsed_s=self.state.elapsed_s,
         )
         log.append(row)
         progress.epoch(row)
-        # Between equal accuracies the smaller loss decides, by a share that no difference in accuracy is as small as.
-        if self.state.record(accuracy - 1e-7 * min(metrics.log_loss, 1e3), report.epoch):
+        if self.state.record(scores.best_by, report.epoch):
             assert isinstance(self.kept_model, Model)
-            save_checkpoint(self.run.model_path, self.kept_model, classes=classes, preprocess=self.preprocess)
+            save_checkpoint(
+                self.run.model_path,
+                self.kept_model,
+                classes=classes,
+                preprocess=self.preprocess,
+                task=self.dataset.task,
+            )
 
 
 def start(config: TrainConfig) -> Session:
@@ -155,6 +161,7 @@ def start(config: TrainConfig) -> Session:
     """
     device = resolve_device(config.device)
     dataset = open_with_progress(config.source, config, quiet=config.quiet)
+    config = KITS[dataset.task].complete(config)
     teacher = teaching.open_teacher(config, dataset, device)
     torch.manual_seed(config.seed)
     model, preprocess, config, notes = _build(config, dataset)

@@ -4,16 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vitrail.config import TrainConfig
+from vitrail.config import TaskName, TrainConfig
 from vitrail.data import Dataset, open_manifest
 from vitrail.errors import CheckpointError, ConfigError
-from vitrail.evaluation.calibration import Calibration
+from vitrail.evaluation.kinds import AnyCalibration
 from vitrail.evaluation.predict import Predictor, TorchPredictor
 from vitrail.models.checkpoint import Checkpoint, load_checkpoint
 from vitrail.runtime.device import resolve_device
 from vitrail.runtime.precision import choose_precision
 from vitrail.shipping.predictor import OnnxPredictor, is_bundle
 from vitrail.training import Run, is_run
+from vitrail.verbs.kits import KITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class Target:
     name: str
     kind: Literal["run", "bundle", "checkpoint"]
     predictor: Predictor
-    calibration: Calibration | None
+    task: TaskName
+    calibration: AnyCalibration | None
     checkpoint: Checkpoint | None
     """The PyTorch model; None for a bundle."""
     run: Run | None
@@ -59,12 +61,12 @@ def open_target(path: str | Path, *, device: str = "auto", precision: str = "fp3
         if device not in {"auto", "cpu"} or precision == "bf16":
             raise ConfigError(f"{path} is a bundle, which computes on the CPU in fp32: leave device and precision out.")
         bundled = OnnxPredictor(path)
-        known = "reject_threshold" in bundled.calibration
         return Target(
             name=path.resolve().name,
             kind="bundle",
             predictor=bundled,
-            calibration=Calibration.from_dict(bundled.calibration) if known else None,
+            task=bundled.task,
+            calibration=KITS[bundled.task].read_calibration(bundled.calibration),
             checkpoint=None,
             run=None,
         )
@@ -87,7 +89,8 @@ def open_target(path: str | Path, *, device: str = "auto", precision: str = "fp3
         name=path.stem if run is None else path.resolve().name,
         kind="checkpoint" if run is None else "run",
         predictor=predictor,
-        calibration=Calibration.from_dict(checkpoint.calibration) if checkpoint.calibration else None,
+        task=checkpoint.task,
+        calibration=KITS[checkpoint.task].read_calibration(checkpoint.calibration or {}),
         checkpoint=checkpoint,
         run=run,
     )

@@ -16,9 +16,9 @@ from vitrail.models import Model
 from vitrail.runtime.memory import available_memory_bytes
 from vitrail.runtime.precision import Precision
 from vitrail.shipping.predictor import is_bundle
-from vitrail.tasks import Classification, balanced_weights
 from vitrail.training import Distillation, Objective, RememberingTeacher, Run, Supervised, Teacher
 from vitrail.training.distillation import BYTES_PER_REMEMBERED_NUMBER, class_order
+from vitrail.verbs.kits import KITS
 from vitrail.verbs.target import open_target
 
 # "auto" repeats the augmentation after a fifth of the training, and never shows fewer views of a picture than this.
@@ -31,6 +31,9 @@ _SHARE_OF_FREE_MEMORY: Final = 0.25
 
 # A training step takes about three forward passes: forward, and backward to the weights and to the activations.
 _PASSES_PER_STEP: Final = 3
+
+_GIVES: Final = {"classification": "names one class per image", "multilabel": "gives any number of labels"}
+_HAVE: Final = {"classification": "one label each", "multilabel": "any number of labels"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,11 @@ def open_teacher(config: TrainConfig, dataset: Dataset, device: torch.device) ->
         raise CheckpointError(f"The teacher cannot be opened, and the training needs it: {error}") from error
     assert target.checkpoint is not None, "only a bundle has none"
     classes = target.predictor.classes
+    if target.task != dataset.task:
+        raise ConfigError(
+            f"The teacher {config.teacher} {_GIVES[target.task]}, and the images of {dataset.name} have "
+            f"{_HAVE[dataset.task]}. Train a teacher on these images first."
+        )
     class_order(classes, dataset.classes)  # before anything is written or computed
     return OpenTeacher(
         name=target.name,
@@ -150,11 +158,7 @@ def make_objective(
     precision: Precision,
 ) -> tuple[Objective, nn.Linear | None]:
     """Return what the training minimises, and the projection of features that is trained with the model, if any."""
-    num_classes = len(dataset.classes)
-    weights = None
-    if config.class_weights == "balanced":
-        weights = balanced_weights(dataset.splits["train"].labels, num_classes)
-    task = Classification(num_classes, config.label_smoothing, weights)
+    task = KITS[dataset.task].make_task(config, dataset.splits["train"])
     if opened is None:
         return Supervised(task), None
     device = next(opened.model.parameters()).device

@@ -13,9 +13,10 @@ from rich.console import Console
 from vitrail.config import TrainConfig, from_options
 from vitrail.data import TrainLoader, display_name
 from vitrail.errors import INTERRUPTED, ConfigError
-from vitrail.evaluation.calibration import Calibration, calibrate
 from vitrail.evaluation.cost import Latency, measure_latency, model_cost
+from vitrail.evaluation.kinds import AnyCalibration, Scores
 from vitrail.evaluation.metrics import Metrics
+from vitrail.evaluation.multilabel import MultiLabelMetrics
 from vitrail.evaluation.predict import Predictor, TorchPredictor
 from vitrail.models.checkpoint import load_checkpoint, save_checkpoint
 from vitrail.reports import Command, EpochRow, Picture, RunReport, write_report
@@ -24,6 +25,7 @@ from vitrail.runtime.files import write_json
 from vitrail.runtime.precision import choose_precision
 from vitrail.training import Run, TrainProgress, is_run, read_metrics
 from vitrail.verbs import assess, plan
+from vitrail.verbs.kits import KITS, Kit
 from vitrail.verbs.session import EVAL_BATCH_SIZE, Session, resume, start
 
 _NUM_AUGMENTED_SHOWN: Final = 12
@@ -35,8 +37,8 @@ class TrainResult:
 
     path: Path
     """The run's folder."""
-    metrics: Mapping[str, Metrics]
-    """By split, val and (where there is one) test, of the weights with the best validation accuracy."""
+    metrics: Mapping[str, Metrics | MultiLabelMetrics]
+    """By split, val and (where there is one) test, of the weights of the epoch that was best in validation."""
     elapsed_s: float
     """Time of the training, with the validation after each epoch."""
     interrupted: bool
@@ -78,7 +80,7 @@ def _train(config: TrainConfig) -> TrainResult:
         for note in session.notes:
             progress.say(note)
         interrupted = session.fit(progress)
-    metrics: Mapping[str, Metrics] = {}
+    metrics: Mapping[str, Scores] = {}
     if not interrupted:
         try:
             metrics = conclude(session, console)
@@ -112,7 +114,7 @@ def _refuse_changes(config: TrainConfig) -> None:
         )
 
 
-def conclude(session: Session, console: Console) -> Mapping[str, Metrics]:
+def conclude(session: Session, console: Console) -> Mapping[str, Scores]:
     """Calibrate the kept weights, measure them on val and test, and write the report."""
     started_at = time.monotonic()
     checkpoint = load_checkpoint(session.run.model_path)
@@ -121,12 +123,13 @@ def conclude(session: Session, console: Console) -> Mapping[str, Metrics]:
     predictor = TorchPredictor(model, classes, session.preprocess, session.device, precision)
     splits = session.dataset.splits
     answers = assess.assess(predictor, splits["val"], batch_size=EVAL_BATCH_SIZE).outputs
-    calibration = calibrate(answers.logits, answers.labels)
+    calibration = KITS[checkpoint.task].calibrate(answers.logits, answers.labels)
     save_checkpoint(
         session.run.model_path,
         checkpoint.model,
         classes=classes,
         preprocess=session.preprocess,
+        task=checkpoint.task,
         calibration=calibration.to_dict(),
     )
     assessments = {
@@ -134,11 +137,11 @@ def conclude(session: Session, console: Console) -> Mapping[str, Metrics]:
         for name in ("val", "test")
         if name in splits
     }
-    metrics: dict[str, Metrics] = {name: assessment.metrics for name, assessment in assessments.items()}
+    metrics: dict[str, Scores] = {name: assessment.metrics for name, assessment in assessments.items()}
     write_json(session.run.evaluation_path, {name: measured.to_dict() for name, measured in metrics.items()})
     page = _report(session, list(assessments.values())[-1], predictor, calibration, time.monotonic() - started_at)
     write_report(session.run.report_path, page)
-    console.print(_summary(session.run, metrics), markup=False, soft_wrap=True)
+    console.print(_summary(session.run, KITS[checkpoint.task], metrics), markup=False, soft_wrap=True)
     return metrics
 
 
@@ -146,14 +149,14 @@ def _report(
     session: Session,
     assessment: assess.Assessment,
     predictor: Predictor,
-    calibration: Calibration,
+    calibration: AnyCalibration,
     conclude_s: float,
 ) -> RunReport:
     config, state = session.config, session.state
     best_epoch = None if state.best_epoch is None else state.best_epoch + 1
     caveats = [*session.caveats, *assess.data_caveats(session.dataset, assessment)]
     if assessment.split.name == "val":
-        caveats.append("There are no test images. The weights were chosen on these, so the accuracy is a little high.")
+        caveats.append("There are no test images. The weights were chosen on these, so the scores are a little high.")
     return RunReport(
         title=display_name(session.run.path.name),
         model=config.model,
@@ -167,13 +170,16 @@ def _report(
                 train_loss=row.train_loss,
                 val_loss=row.val_loss,
                 val_accuracy=row.val_accuracy,
+                val_map=row.val_map,
                 lr=row.lr,
                 elapsed_s=row.elapsed_s,
             )
             for row in read_metrics(session.run.metrics_path)
         ),
         best_epoch=best_epoch,
-        errors=assess.worst_errors(assessment, session.preprocess, calibration),
+        errors=KITS[assessment.split.task].worst_errors(
+            assessment.split, assessment.outputs, session.preprocess, calibration
+        ),
         augmented=_augmented(session),
         calibration=calibration,
         cost=model_cost(session.state.model, session.preprocess.image_size),
@@ -234,15 +240,14 @@ def _introduction(session: Session) -> str:
     )
 
 
-def _summary(run: Run, metrics: Mapping[str, Metrics]) -> str:
+def _summary(run: Run, kit: Kit[Any, Any], metrics: Mapping[str, Scores]) -> str:
     lines = []
     for name, measured in metrics.items():
-        accuracy = measured.accuracy
-        assert accuracy.value is not None, "a split without images has no metrics"
-        lines.append(
-            f"{name:<5}accuracy {accuracy.value:.1%}  95 % interval [{accuracy.low:.1%}, {accuracy.high:.1%}]"
-            f"  of {measured.num_images:,} images"
-        )
+        title, score = kit.headline(measured)
+        told = "undefined"
+        if score.value is not None:
+            told = f"{score.value:.1%}  95 % interval [{score.low:.1%}, {score.high:.1%}]"
+        lines.append(f"{name:<5}{title} {told}  of {measured.num_images:,} images")
     lines.append(f"report   {display_name(run.report_path)}")
     lines += [f"{command.purpose}:  {command.line}" for command in _commands(run)]
     return "\n".join(lines)
