@@ -7,13 +7,19 @@ files are found, and new files hardly move the others.
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from typing import TypeVar
+from heapq import heapify, heappop, heappush
+from typing import Final, TypeVar
 
 from vitrail.config import SplitName
 from vitrail.data.images import display_name
 from vitrail.errors import DataError
 
 Key = TypeVar("Key", bound=Hashable)
+Left = dict[SplitName, Counter[str]]
+"""How many pictures of each class every split still wants."""
+
+_ANY: Final = ""
+"""No name of a class: what every picture shows."""
 
 SMALLEST_CLASS = 2
 """Pictures that a class needs to be divided: one to train on and one to validate on."""
@@ -49,15 +55,11 @@ def stratified_split(
     members = _members(labels)
     units = _members(range(len(paths)) if groups is None else groups)
     _check_divisible(members, groups)
-    wanted = {label: _shares(len(positions), val_fraction, test_fraction) for label, positions in members.items()}
-    left: dict[SplitName, Counter[str]] = {
-        "test": Counter({label: num_test for label, (_, num_test) in wanted.items()}),
-        "val": Counter({label: num_val for label, (num_val, _) in wanted.items()}),
-        "train": Counter({label: len(members[label]) - sum(shares) for label, shares in wanted.items()}),
-    }
+    left = _wanted({label: len(positions) for label, positions in members.items()}, val_fraction, test_fraction)
     result: list[SplitName] = ["train"] * len(paths)
     ranks = {number: min(_rank(paths[position], seed) for position in unit) for number, unit in units.items()}
-    _place_groups(result, labels, units, ranks, left)
+    sets = [(label,) for label in labels]
+    _place_groups(result, sets, units, ranks, left)
     for label, positions in members.items():
         single = [position for position in positions if groups is None or len(units[groups[position]]) == 1]
         single.sort(key=lambda position: _rank(paths[position], seed))
@@ -66,22 +68,102 @@ def stratified_split(
         for place, position in enumerate(single):
             result[position] = "test" if place < num_test else "val" if place < num_test + num_val else "train"
     if groups is not None:
-        _fill_empty(result, labels, units, ranks)
+        _fill_empty(result, sets, units, ranks)
     return result
+
+
+def iterative_split(
+    paths: Sequence[str],
+    labels: Sequence[Sequence[str]],
+    *,
+    seed: int,
+    val_fraction: float,
+    test_fraction: float,
+    groups: Sequence[int] | None = None,
+) -> list[SplitName]:
+    """Return the split of each picture, with about the same shares of every class where pictures show several.
+
+    Wanted are the numbers of `stratified_split`, and groups of several pictures are placed first, as there. Then the
+    class of which the fewest pictures are left comes first, because later nothing could be balanced by its few; each of
+    its pictures, in the order of a hash, goes where most of that class are still wanted, and between equals where most
+    pictures are. Pictures without any label come last.
+
+    Source: Sechidis, Tsoumakas and Vlahavas, On the Stratification of Multi-Label Data, ECML PKDD 2011, algorithm 1.
+
+    Args:
+        paths: of the pictures; what is hashed.
+        labels: of each picture, any number of them.
+        seed: of the hash.
+        val_fraction: share that goes to val.
+        test_fraction: share that goes to test.
+        groups: pictures with the same number stay together. Default: each for itself.
+
+    Raises:
+        DataError: if a class has fewer than two pictures, or is found in fewer than two groups; it names them all.
+    """
+    members: dict[str, list[int]] = defaultdict(list)
+    for position, names in enumerate(labels):
+        for name in names:
+            members[name].append(position)
+    units = _members(range(len(paths)) if groups is None else groups)
+    _check_divisible(members, groups)
+    # Every picture counts for what all have in common too, which so is shared out as a class is.
+    sets = [(*names, _ANY) for names in labels]
+    counts = {label: len(positions) for label, positions in members.items()}
+    left = _wanted({**counts, _ANY: len(paths)}, val_fraction, test_fraction)
+    result: list[SplitName] = ["train"] * len(paths)
+    ranks = {number: min(_rank(paths[position], seed) for position in unit) for number, unit in units.items()}
+    _place_groups(result, sets, units, ranks, left)
+    single = sorted((number for number, unit in units.items() if len(unit) == 1), key=ranks.__getitem__)
+    _place_rarest_first(result, sets, [units[number][0] for number in single], left)
+    _fill_empty(result, labels, units, ranks)
+    return result
+
+
+def _place_rarest_first(
+    result: list[SplitName], sets: Sequence[Sequence[str]], positions: Sequence[int], left: Left
+) -> None:
+    """Place single pictures by the rarest of their classes, and take them from ``left``; both in place."""
+    waiting: dict[str, dict[int, None]] = defaultdict(dict)  # by class, in the order of the positions
+    for position in positions:
+        for label in sets[position]:
+            waiting[label][position] = None
+    queue = [(len(those), label == _ANY, label) for label, those in waiting.items()]
+    heapify(queue)
+    while queue:
+        num, last, label = heappop(queue)
+        if num != len(waiting[label]):  # some were placed by a rarer class meanwhile
+            heappush(queue, (len(waiting[label]), last, label))
+            continue
+        for position in list(waiting[label]):
+            split = max(left, key=lambda name: (left[name][label], left[name][_ANY]))
+            result[position] = split
+            left[split].subtract(sets[position])
+            for each in sets[position]:
+                del waiting[each][position]
+
+
+def _wanted(counts: dict[str, int], val_fraction: float, test_fraction: float) -> Left:
+    shares = {label: _shares(num, val_fraction, test_fraction) for label, num in counts.items()}
+    return {
+        "test": Counter({label: num_test for label, (_, num_test) in shares.items()}),
+        "val": Counter({label: num_val for label, (num_val, _) in shares.items()}),
+        "train": Counter({label: counts[label] - sum(both) for label, both in shares.items()}),
+    }
 
 
 def _place_groups(
     result: list[SplitName],
-    labels: Sequence[str],
+    sets: Sequence[Sequence[str]],
     units: dict[int, list[int]],
     ranks: dict[int, tuple[bytes, str]],
-    left: dict[SplitName, Counter[str]],
+    left: Left,
 ) -> None:
     """Place the groups of several pictures, and take from ``left`` what they fill; both in place."""
     total = {split: Counter(need) for split, need in left.items()}
     several = [number for number, unit in units.items() if len(unit) > 1]
     for number in sorted(several, key=lambda number: (-len(units[number]).bit_length(), ranks[number])):
-        counts = Counter(labels[position] for position in units[number])
+        counts = Counter(label for position in units[number] for label in sets[position])
         split = _best_split(counts, left, total)
         left[split].subtract(counts)
         for position in units[number]:
@@ -114,9 +196,7 @@ def _check_divisible(members: dict[str, list[int]], groups: Sequence[int] | None
         )
 
 
-def _best_split(
-    counts: Counter[str], left: dict[SplitName, Counter[str]], total: dict[SplitName, Counter[str]]
-) -> SplitName:
+def _best_split(counts: Counter[str], left: Left, total: Left) -> SplitName:
     """Return where a group goes: least beyond what is wanted, then where the largest share is still wanted."""
 
     def cost(split: SplitName) -> tuple[int, float]:
@@ -128,30 +208,39 @@ def _best_split(
 
 
 def _fill_empty(
-    result: list[SplitName], labels: Sequence[str], units: dict[int, list[int]], ranks: dict[int, tuple[bytes, str]]
+    result: list[SplitName],
+    sets: Sequence[Sequence[str]],
+    units: dict[int, list[int]],
+    ranks: dict[int, tuple[bytes, str]],
 ) -> None:
     """Give each class that train or val lacks the smallest group that another split can spare, in place.
 
-    A group is spared if its split keeps pictures of all the group's classes. Where there is none, things stay; a class
-    that train lacks is refused later.
+    A group is spared if its split keeps pictures of all the group's classes. Where there is none, val stays without the
+    class; train gets the smallest group that has it all the same, because what it lacks cannot be learnt.
     """
-    held = Counter(zip(result, labels, strict=True))
+    held = Counter((split, label) for split, labels in zip(result, sets, strict=True) for label in labels)
     order = sorted(units, key=lambda number: (len(units[number]), ranks[number]))
     targets: tuple[SplitName, SplitName] = ("train", "val")
-    for label in sorted(set(labels)):
+    for label in sorted({label for labels in sets for label in labels}):
         for target in targets:
             if held[target, label]:
                 continue
-            for number in order:
-                counts = Counter(labels[position] for position in units[number])
-                source = result[units[number][0]]
-                if label in counts and all(held[source, each] > num for each, num in counts.items()):
-                    for position in units[number]:
-                        result[position] = target
-                    for each, num in counts.items():
-                        held[source, each] -= num
-                        held[target, each] += num
-                    break
+            having = [number for number in order if any(label in sets[at] for at in units[number])]
+            counts = {number: Counter(each for at in units[number] for each in sets[at]) for number in having}
+            spared = (
+                number
+                for number in having
+                if all(held[result[units[number][0]], each] > num for each, num in counts[number].items())
+            )
+            chosen = next(spared, having[0] if target == "train" else None)
+            if chosen is None:
+                continue
+            source = result[units[chosen][0]]
+            for position in units[chosen]:
+                result[position] = target
+            for each, num in counts[chosen].items():
+                held[source, each] -= num
+                held[target, each] += num
 
 
 def _shares(num: int, val_fraction: float, test_fraction: float) -> tuple[int, int]:
