@@ -8,8 +8,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
+from vitrail.dataconfig import DataConfig as DataConfig
+from vitrail.dataconfig import SourceConfig as SourceConfig
+from vitrail.dataconfig import SplitName as SplitName
 from vitrail.errors import ConfigError
-from vitrail.options import check_choice, check_pattern, check_range, parse_assignments, parse_count, parse_duration
+from vitrail.options import check_choice, check_range, parse_assignments, parse_count, parse_duration
 from vitrail.options import from_options as from_options
 from vitrail.preprocess import IMAGE_SIZE_RANGE
 from vitrail.preprocess import Interpolation as Interpolation
@@ -17,40 +20,8 @@ from vitrail.preprocess import Preprocess as Preprocess
 from vitrail.preprocess import ResizeMode as ResizeMode
 
 TaskName = Literal["classification", "multilabel"]
-SplitName = Literal["train", "val", "test"]
 Runtime = Literal["eager", "compiled", "onnx", "onnx-int8"]
 AugmentStrength = Literal["auto", "none", "light", "medium", "strong"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """How images are divided. Shared by `data` and `train`."""
-
-    val_fraction: float = 0.1
-    """Share of the images that goes to validation, in (0, 0.5], where the source has no validation folder."""
-    test_fraction: float = 0.2
-    """Share of the images held out for the test, in [0, 0.5], where the source has no folders for its splits."""
-    seed: int = 0
-    """Decides the split, the initial weights, the order of the images and every augmentation."""
-    group_by: str | None = None
-    """Regular expression for paths; images where its group "group", first group or match is the same stay together."""
-    duplicates: Literal["near", "exact", "off"] = "near"
-    """What counts as the same image: resized, compressed or slightly cut copies too, equal pixels only, or nothing."""
-    mirrored: bool = False
-    """Count mirrored images as the same too."""
-    keep_leaks: bool = False
-    """Leave images in val and test though they, or others of their group, are in train too; else they are dropped."""
-
-    def __post_init__(self) -> None:
-        """Refuse shares that leave nothing to train on."""
-        check_choice("duplicates", self.duplicates, Literal["near", "exact", "off"])
-        if self.mirrored and self.duplicates != "near":
-            raise ConfigError(f"mirrored looks for near duplicates, and duplicates is {self.duplicates!r}. Give near.")
-        if self.group_by is not None:
-            check_pattern("group_by", self.group_by)
-        check_range("val_fraction", self.val_fraction, 0, 0.5, open_low=True)
-        check_range("test_fraction", self.test_fraction, 0, 0.5)
-        check_range("seed", self.seed, 0, 2**31 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +29,7 @@ class AdmitConfig(DataConfig):
     """Every knob of `vitrail data`: look at images before training on them."""
 
     source: str
-    """A folder of images, one folder per class, or the built-in "digits"."""
+    """A folder of images, one folder per class; a table of paths and labels; or the built-in "digits"."""
     out: str = "runs"
     """Folder of all runs; the manifest is written to a new folder in it."""
     name: str | None = None
@@ -70,7 +41,8 @@ class TrainConfig(DataConfig):
     """Every knob of `vitrail train`: from a folder of images to a trained, evaluated model and its report."""
 
     source: str
-    """Folders of images, one per class (or train, val and test folders of these), "digits", or a run to resume."""
+    """Folders of images, one per class (or train, val and test folders of these); a table of paths and labels;
+    "digits"; or a run to resume."""
 
     # What is trained
     model: str = "auto"
@@ -96,7 +68,8 @@ class TrainConfig(DataConfig):
     augment: AugmentStrength = "auto"
     """Strength of the augmentation of training images. "auto": medium, or light for the built-in digits."""
     flip: bool | None = None
-    """Mirror half of the training images. Default: by the strength of `augment`, and never for the built-in digits."""
+    """Mirror half of the training images. Default: by the strength of `augment`, and never where the classes are called
+    by numbers or single letters, which may be writing."""
     mixup: float | None = None
     """Alpha of mixup's Beta distribution; 0 switches it off. Default: by the strength of `augment`."""
     cutmix: float | None = None
@@ -221,8 +194,14 @@ class TrainConfig(DataConfig):
         return None if self.time_budget is None else parse_duration(self.time_budget)
 
 
+def _check_data_given(config: SourceConfig, data: str | None) -> None:
+    """Refuse to tell how data is read where none is given: a run reads its own as it was told then."""
+    if data is None and config.source_options:
+        raise ConfigError(f"{', '.join(config.source_options)} tells how data is read, and none is given. Add data.")
+
+
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(SourceConfig):
     """Every knob of `vitrail evaluate`: accuracy and its relatives, each with a 95 % interval."""
 
     target: str
@@ -244,6 +223,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
+        _check_data_given(self, self.data)
         check_choice("precision", self.precision, get_type_hints(type(self))["precision"])
         check_range("batch_size", self.batch_size, 1, 2**31 - 1)
         if self.split is not None:
@@ -280,7 +260,7 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(SourceConfig):
     """Every knob of `vitrail export`: a bundle that was proven to give the same answers."""
 
     target: str
@@ -298,6 +278,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
+        _check_data_given(self, self.data)
         check_choice("format", self.format, get_type_hints(type(self))["format"])
         check_range("tolerance", self.tolerance, 0, 1, open_low=True)
 

@@ -95,7 +95,7 @@ def source_with_two_folders_for_a_split(folder, pictures):
         (source_with_one_picture_of_a_class, "train and val in: blue, green. Each class needs at least 2"),
         (source_of_broken_files, "None of the 4 pictures"),
         (source_with_a_class_of_broken_files, "No picture of these classes in source can be used: blue"),
-        (source_that_is_a_picture, "source is a file; a source is a folder"),
+        (source_that_is_a_picture, "source is a file that is no source. A source is a folder"),
         (source_with_a_class_that_is_not_in_train, "no usable picture in train: green"),
         (source_with_two_folders_for_a_split, "val and validation, which both mean val"),
     ],
@@ -111,7 +111,7 @@ def test_images_that_nothing_can_be_learned_from(monkeypatch, command, pictures,
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("flowrs", "There is no folder flowrs. Did you mean 'flowers'?"),
+        ("flowrs", "There is no file or folder flowrs. Did you mean 'flowers'?"),
         ("digit", "Did you mean 'digits'?"),
         ("", "The source is an empty name"),
         ("x" * 300, "File name too long"),

@@ -125,7 +125,7 @@ def test_images_that_went_away_or_changed_are_not_measured_in_silence(command, p
     source.rename(tmp_path / "elsewhere")
     answer = command("evaluate", run, "--out", tmp_path / "out")
     assert answer.code == 1
-    assert f"There is no folder {source}" in answer.sentence()
+    assert f"There is no file or folder {source}" in answer.sentence()
     assert not (tmp_path / "out").exists()
 
 

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, get_args
 import numpy as np
 from PIL import Image
 
-from vitrail.config import DataConfig, SplitName, TaskName
+from vitrail.config import DataConfig, SourceConfig, SplitName, TaskName
 from vitrail.data.admission import Progress, admit
 from vitrail.data.curation import Curated, curate
 from vitrail.data.findings import Findings, find_out
@@ -121,14 +121,14 @@ class Dataset:
 def open_dataset(source: str | Path, config: DataConfig | None = None, *, progress: Progress | None = None) -> Dataset:
     """Find, check and divide the pictures of a source.
 
-    Without split folders all three splits are made; where only ``val`` is missing it is taken from ``train``; a missing
-    ``test`` stays missing. Pictures that are the same, or of one group, are kept in one split; where folders have them
-    in two, they are dropped from val and test.
+    Where the source names no splits all three are made; where only ``val`` is missing it is taken from ``train``; a
+    missing ``test`` stays missing. Pictures that are the same, or of one group, are kept in one split; where the source
+    has them in two, they are dropped from val and test. What a manifest says stays as it is.
 
     Args:
-        source: a folder with one folder per class, a folder of train, val and test folders of such, or "digits". A
-            folder of that name is "./digits".
-        config: shares and seed of the division. Default: those of `DataConfig`.
+        source: a folder with one folder per class, a folder of train, val and test folders of such, a table of paths
+            and labels, or "digits". A folder of that name is "./digits".
+        config: how the source is read and divided. Default: as `DataConfig` does.
         progress: is told how many files were checked, and of how many.
 
     Raises:
@@ -136,8 +136,12 @@ def open_dataset(source: str | Path, config: DataConfig | None = None, *, progre
             that only val or test shows, or a picture without a group.
     """
     config = config or DataConfig()
-    opened = open_source(source)
-    listing = opened.list()
+    opened = open_source(source, config)
+    listing = opened.list(config.group_by)
+    if listing.grouped:
+        config = replace(config, group_by=None)
+    if listing.settled:
+        config = replace(config, keep_leaks=True)
     admitted = admit(opened, listing.records, progress)
     used = [record for record in admitted.records if not record.reason]
     _check_classes(opened.name, admitted.records, used)
@@ -153,22 +157,41 @@ def open_dataset(source: str | Path, config: DataConfig | None = None, *, progre
         splits = used
     refused = [replace(record, split=None) for record in admitted.records if record.reason]
     records = splits + refused + [record for record in curated.records if record.reason]
-    findings = find_out(records, admitted.inspections, curated.pairs, curated.leaks, note=admitted.note)
+    changed = [
+        record.path
+        for record, listed in zip(admitted.records, listing.records, strict=True)
+        if listed.sha256 and record.sha256 != listed.sha256 and not record.reason
+    ]
+    findings = find_out(
+        records, admitted.inspections, curated.pairs, curated.leaks, changed=changed, note=admitted.note
+    )
     return _build(opened, records, listing.ignored, findings=findings)
 
 
-def open_evaluation_set(source: str | Path, classes: Sequence[str], *, progress: Progress | None = None) -> Dataset:
+def open_evaluation_set(
+    source: str | Path,
+    classes: Sequence[str],
+    config: SourceConfig | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Dataset:
     """Find and check pictures to evaluate a model on, labelled with the model's own classes.
 
-    Nothing is divided: a source without split folders becomes one split, "test". Classes may be missing.
+    Nothing is divided: a source that does not name its splits becomes one split, "test". Classes may be missing.
+
+    Args:
+        source: as `open_dataset` takes it.
+        classes: of the model.
+        config: how the source is read.
+        progress: is told how many pictures were checked, and of how many.
 
     Raises:
         DataError: if there are no usable pictures, or a class that the model does not know.
     """
-    opened = open_source(source)
-    listing = opened.list()
+    opened = open_source(source, config)
+    listing = opened.list(None)
     records = admit(opened, listing.records, progress).records
-    unknown = sorted({record.label for record in records} - set(classes))
+    unknown = sorted({record.label for record in records if record.label} - set(classes))
     if unknown:
         hint = did_you_mean(unknown[0], classes)
         raise DataError(f"{opened.name} has classes that the model does not know: {_names(unknown)}.{hint}")
@@ -181,19 +204,21 @@ def open_evaluation_set(source: str | Path, classes: Sequence[str], *, progress:
     return _build(opened, records, listing.ignored, classes)
 
 
-def open_manifest(manifest: str | Path, source: str | Path) -> Dataset:
+def open_manifest(manifest: str | Path, source: str | Path, config: SourceConfig | None = None) -> Dataset:
     """Make the dataset that a manifest describes, without decoding anything.
 
     Args:
         manifest: a CSV file of `Dataset.write_manifest`.
         source: where the pictures lie now: the folder its paths are below, or another source.
+        config: how the source is read.
 
     Raises:
         DataError: if the manifest is damaged or the source does not exist.
     """
-    records = read_manifest(manifest)
+    config = config or SourceConfig()
+    records = read_manifest(manifest, allow_outside=config.allow_outside)
     try:
-        return _build(open_source(source), records, {})
+        return _build(open_source(source, config), records, {})
     except DataError as error:
         raise DataError(f"{error} The pictures of {display_name(manifest)} are looked for there.") from error
 
@@ -216,7 +241,7 @@ def _check_classes(name: str, records: list[Record], used: list[Record]) -> None
     if not used:
         raise _no_usable_pictures(name, records)
     usable = {record.label for record in used}
-    empty = sorted({record.label for record in records} - usable)
+    empty = sorted({record.label for record in records if record.label} - usable)
     if empty:
         example = next(record for record in records if record.label == empty[0])
         raise DataError(
@@ -273,9 +298,15 @@ def _build(
         ],
         findings=findings or Findings(),
         ignored=dict(ignored),
-        traits=source.traits,
+        traits=_traits(source, names),
         records=records,
     )
+
+
+def _traits(source: Source, classes: Sequence[str]) -> Traits:
+    """Return the source's traits; where the classes are numbers or letters, it may be writing that they show."""
+    may_be_writing = all(label.isdecimal() or len(label) == 1 for label in classes)
+    return replace(source.traits, flip=source.traits.flip and not may_be_writing)
 
 
 def _no_usable_pictures(name: str, records: list[Record]) -> DataError:

@@ -91,6 +91,7 @@ def find_out(
     pairs: Sequence[Pair],
     leaks: Sequence[Leak],
     *,
+    changed: Sequence[str] = (),
     note: str = "",
 ) -> Findings:
     """Look at records as they were divided, and at what is known of their files.
@@ -100,11 +101,16 @@ def find_out(
         inspections: of the files that are whole, by path.
         pairs: images that are the same.
         leaks: images that two splits have.
+        changed: paths of images that a manifest has with other content.
         note: why what was found could not be kept for the next time, if that is so.
     """
     used = [record for record in records if not record.reason]
     items = [*_about_duplicates(pairs, leaks), *_about_classes(used), *_about_files(used, inspections)]
     items += _about_outliers(used, inspections)
+    if changed:
+        first = display_name(changed[0])
+        text = f"{_count(len(changed), 'image')} of other content than the manifest tells, such as {first}."
+        items.append(Finding(kind="changed", severity="warning", text=text, paths=tuple(changed)))
     if note:
         text = f"What was found could not be kept, so the next time every file is decoded again: {note}"
         items.append(Finding(kind="cache", severity="note", text=text))
@@ -154,7 +160,7 @@ def _about_classes(used: Sequence[Record]) -> Iterator[Finding]:
     for same in spellings.values():
         if len(same) > 1:
             names = ", ".join(repr(display_name(label)) for label in same)
-            text = f"The classes {names} differ only by case or white space. If they are one, join the folders."
+            text = f"The classes {names} differ only by case or white space. If they are one, join them."
             yield Finding(kind="labels", severity="warning", text=text)
     by_split: dict[SplitName | None, Counter[str]] = defaultdict(Counter)
     for record in used:

@@ -6,7 +6,7 @@ comes back exactly.
 
 import csv
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, get_args
@@ -68,8 +68,17 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
             writer.writerow((*kept, record.phash, record.group, record.duplicate_of))
 
 
-def read_manifest(path: str | Path) -> list[Record]:
+def is_manifest(header: Sequence[str]) -> bool:
+    """Return whether a table with these columns is a manifest."""
+    return tuple(header) in {COLUMNS, (*COLUMNS, *ADDED_COLUMNS)}
+
+
+def read_manifest(path: str | Path, *, allow_outside: bool = False) -> list[Record]:
     """Read what `write_manifest` wrote.
+
+    Args:
+        path: the file.
+        allow_outside: take paths too that lead out of the source.
 
     Raises:
         DataError: if the file is missing or is no such manifest; the message names the line.
@@ -78,24 +87,25 @@ def read_manifest(path: str | Path) -> list[Record]:
         with Path(path).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file)
             header = next(rows, None)
-            if header is None or tuple(header) not in {COLUMNS, (*COLUMNS, *ADDED_COLUMNS)}:
+            if header is None or not is_manifest(header):
                 raise DataError(
                     f"{display_name(path)} is no manifest: its first line must be {','.join(COLUMNS)}."
                     " `vitrail data SOURCE` writes one."
                 )
             return [
-                _parse(row, len(header), f"{display_name(path)}, row {number}")
+                _parse(row, len(header), f"{display_name(path)}, row {number}", allow_outside)
                 for number, row in enumerate(rows, start=2)
             ]
     except (OSError, csv.Error) as error:
         raise DataError(f"The manifest {display_name(path)} cannot be read: {error}.") from error
 
 
-def _parse(row: list[str], num_columns: int, place: str) -> Record:
+def _parse(row: list[str], num_columns: int, place: str, allow_outside: bool) -> Record:
     if len(row) != num_columns:
         raise DataError(f"{place} has {len(row)} values; its first line names {num_columns} columns.")
     path, label, split, sha256, width, height, status, reason, *added = row
-    if not path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+    leaves = PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
+    if not path or "\0" in path or (leaves and not allow_outside):
         raise DataError(f"{place} has the path {display_name(path)!r}; paths are relative and stay below the source.")
     if split not in _SPLITS or status != ("refused" if reason else "ok") or (status == "ok" and not split):
         raise DataError(f"{place} has split {split!r} and status {status!r}; used pictures are in train, val or test.")

@@ -1,8 +1,9 @@
 """`vitrail data`: look at images before a minute is spent on training; in Python `vitrail.admit`."""
 
+import re
 import shlex
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def admit(source: str | Path, **options: Any) -> Admission:
     """Check every file of a source, divide what is usable and write the manifest.
 
     Args:
-        source: a folder with one folder of images per class, or with train, val and test folders of such; or "digits".
+        source: a folder with one folder of images per class, or with train, val and test folders of such; a table of
+            paths and labels; or "digits".
         options: the other fields of `vitrail.config.AdmitConfig`, as the flags of ``vitrail data``.
 
     Raises:
@@ -79,7 +81,7 @@ def open_with_progress(source: str, config: DataConfig, *, quiet: bool = False) 
 
 def _admit(config: AdmitConfig) -> Admission:
     dataset = open_with_progress(config.source, config)
-    folder = Run.create(config.out, "data", config.name or Path(config.source).resolve().name)
+    folder = Run.create(config.out, "data", config.name or re.sub(r"[/\\]+", "-", dataset.name))
     with folder.removed_on_error():
         folder.write_config(config)
         folder.write_labels(dataset.classes)
@@ -100,7 +102,7 @@ def _page(dataset: Dataset, config: AdmitConfig) -> DataPage:
 
     show = _Pictures(dataset)
     pairs = sorted(findings.pairs, key=gravity)[:MAX_PAIRS]
-    source = shlex.quote(config.source)
+    words = shlex.join([config.source, *_flags(config)])
     return DataPage(
         title=dataset.name,
         created_at=now(),
@@ -122,8 +124,19 @@ def _page(dataset: Dataset, config: AdmitConfig) -> DataPage:
         refused=tuple((refused.path, refused.reason) for refused in dataset.refused),
         dropped=tuple((dropped.path, dropped.reason) for dropped in dataset.dropped),
         ignored=dict(sorted(dataset.ignored.items())),
-        commands=(Command("Train on these images", f"vitrail train {source}"),),
+        commands=(Command("Train on these images", f"vitrail train {words}"),),
     )
+
+
+def _flags(config: DataConfig) -> list[str]:
+    """Return the words that divide the images in the same way again."""
+    words = []
+    for field in fields(DataConfig):
+        value = getattr(config, field.name)
+        if value != field.default:
+            flag = f"--{field.name.replace('_', '-')}"
+            words += [flag] if value is True else [flag, str(value)]
+    return words
 
 
 class _Pictures:

@@ -99,6 +99,14 @@ def choose_policy(config: TrainConfig, dataset: Dataset) -> AugmentPolicy:
     return augment_policy(strength, flip=flip, mixup=config.mixup, cutmix=config.cutmix)
 
 
+def mirror_note(config: TrainConfig, dataset: Dataset) -> list[str]:
+    """Say so where the classes are the reason why images are not mirrored that otherwise would be."""
+    strength = dataset.traits.augment if config.augment == "auto" else config.augment
+    if config.flip is not None or dataset.traits.flip or augment_policy(strength).flip_rate == 0:
+        return []
+    return ["Images are not mirrored, for the classes are numbers or letters and may be of writing; --flip does it."]
+
+
 def complete(
     config: TrainConfig, model: Model, dataset: Dataset, device: torch.device, try_step: Callable[[int], None]
 ) -> TrainConfig:

@@ -165,6 +165,7 @@ def start(config: TrainConfig) -> Session:
     teacher = teaching.open_teacher(config, dataset, device)
     torch.manual_seed(config.seed)
     model, preprocess, config, notes = _build(config, dataset)
+    notes += plan.mirror_note(config, dataset)
     model.place(device)
     config = plan.complete(config, model, dataset, device, _try_step(model, preprocess, device, teacher))
     config = teaching.choose_cache(config, dataset, model, teacher)
@@ -188,7 +189,7 @@ def resume(run: Run) -> Session:
     """
     config = run.read_config(TrainConfig)
     device = resolve_device(config.device)
-    dataset = open_manifest(run.manifest_path, config.source)
+    dataset = open_manifest(run.manifest_path, config.source, config)
     preprocess = run.read_preprocess()
     model = plan.build_model(config, preprocess.image_size, len(dataset.classes)).place(device)
     teacher = teaching.open_teacher(config, dataset, device)

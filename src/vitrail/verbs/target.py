@@ -40,7 +40,8 @@ class Target:
         """
         if self.run is None:
             raise ConfigError(f"{self.name} is a {self.kind} and does not know its images. Name a folder with --data.")
-        return open_manifest(self.run.manifest_path, self.run.read_config(TrainConfig).source)
+        config = self.run.read_config(TrainConfig)
+        return open_manifest(self.run.manifest_path, config.source, config)
 
 
 def open_target(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> Target:

@@ -54,7 +54,8 @@ def train(source: str | Path, **options: Any) -> TrainResult:
     """Train a model on a source of images and measure it.
 
     Args:
-        source: a folder with one folder of images per class, or with train, val and test folders of such; or "digits".
+        source: a folder with one folder of images per class, or with train, val and test folders of such; a table of
+            paths and labels; or "digits".
         options: the other fields of `vitrail.config.TrainConfig`, as the flags of ``vitrail train``.
 
     Raises:

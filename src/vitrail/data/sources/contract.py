@@ -53,6 +53,10 @@ class Listing:
 
     divided: bool
     """Whether the source names the splits."""
+    settled: bool = False
+    """Whether vitrail divided it before: nothing is dropped then that was not dropped."""
+    grouped: bool = False
+    """Whether the records have the groups that were asked for."""
     records: list[Record] = field(default_factory=list)
     """Every picture there may be, with a path of its own, sorted by it. Those with a ``reason`` are refused by it."""
     ignored: Counter[str] = field(default_factory=Counter)
@@ -79,8 +83,9 @@ class Source:
     """Under which the findings about its pictures are kept: the same for the same source, whatever it was called."""
     pictures: Pictures
     """To be opened by the paths of the records."""
-    list: Callable[[], Listing]
-    """Find the pictures. Raises DataError where that cannot be done."""
+    list: Callable[[str | None], Listing]
+    """Find the pictures, in groups by a column of this name where there is one. Raises DataError where that cannot be
+    done."""
     traits: Traits = Traits()
 
 

@@ -24,6 +24,6 @@ def open_digits() -> Source:
         name=NAME,
         place=NAME,
         pictures=PixelPictures({NAME: pixels}, file=None),
-        list=lambda: Listing(divided=False, records=records),
+        list=lambda group_by: Listing(divided=False, records=records),
         traits=Traits(flip=False, augment="light"),
     )

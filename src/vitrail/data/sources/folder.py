@@ -58,7 +58,7 @@ def open_folder(root: Path) -> Source:
         name=display_name(root.resolve().name),
         place=place_of(root),
         pictures=FolderPictures(root),
-        list=lambda: list_folder(root),
+        list=lambda group_by: list_folder(root),
     )
 
 

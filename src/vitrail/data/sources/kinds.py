@@ -1,33 +1,87 @@
 """Which kind of source a name means."""
 
+import json
+from dataclasses import fields
 from pathlib import Path
+from typing import Final
 
+from vitrail.config import SourceConfig
 from vitrail.data.images import display_name
 from vitrail.data.sources import digits
-from vitrail.data.sources.contract import Source
-from vitrail.data.sources.folder import open_folder
-from vitrail.errors import DataError, did_you_mean
+from vitrail.data.sources.contract import Pictures, Source
+from vitrail.data.sources.folder import FolderPictures, open_folder
+from vitrail.data.sources.table import open_table_source
+from vitrail.data.sources.tabular import is_table
+from vitrail.errors import ConfigError, DataError, did_you_mean
+
+KINDS: Final = 'A source is a folder with one folder of pictures per class, a table of paths and labels, or "digits".'
 
 
-def open_source(name: str | Path) -> Source:
+def open_source(name: str | Path, config: SourceConfig | None = None) -> Source:
     """Return the source that a name means; its pictures are not looked at yet.
+
+    Args:
+        name: as a user gives it.
+        config: how it is read.
 
     Raises:
         DataError: if there is none.
+        ConfigError: if an option is for another kind of source.
     """
-    name = str(name)
+    name, config = str(name), config or SourceConfig()
     if not name:  # for Python the present folder, for a person a variable that was not set
-        raise DataError('The source is an empty name. Give a folder with a folder of pictures per class, or "digits".')
+        raise DataError(f"The source is an empty name. {KINDS}")
+    path = Path(name)
+    if name != digits.NAME and not path.exists():
+        raise _nothing_there(path)
+    if name != digits.NAME and path.is_file() and is_table(path):
+        return _open_table(path, config)
+    if config.source_options:
+        raise ConfigError(
+            f"{', '.join(config.source_options)} tells how a table is read, and {display_name(name)} is none."
+            " Leave it away."
+        )
     if name == digits.NAME:
         return digits.open_digits()
-    path = Path(name)
     if path.is_dir():
         return open_folder(path)
-    if path.exists():
-        raise DataError(f"{display_name(path)} is a file; a source is a folder with one folder of pictures per class.")
-    names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    raise DataError(f"{display_name(path)} is a file that is no source. {KINDS}")
+
+
+def _nothing_there(path: Path) -> DataError:
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = did_you_mean(path.name, [*names, digits.NAME])
-    raise DataError(
-        f"There is no folder {display_name(path)}.{hint} A source is a folder with one folder of pictures per class, "
-        'or "digits".'
-    )
+    return DataError(f"There is no file or folder {display_name(path)}.{hint} {KINDS}")
+
+
+def _open_table(path: Path, config: SourceConfig) -> Source:
+    pictures = _pictures_of_table(path, config)
+    root = pictures.root if isinstance(pictures, FolderPictures) else None
+    return open_table_source(path, config, pictures, root)
+
+
+def _pictures_of_table(path: Path, config: SourceConfig) -> Pictures:
+    """Return what the paths lead to: the given root, the images of the run whose manifest it is, or its own folder."""
+    if config.root is not None:
+        return open_source(config.root).pictures
+    run = _run_of(path)
+    if run is None:
+        return FolderPictures(path.parent)
+    try:
+        return open_source(*run).pictures
+    except DataError as error:
+        raise DataError(f"{error} The images of {display_name(path)} were there; give their root.") from error
+
+
+def _run_of(path: Path) -> tuple[str, SourceConfig] | None:
+    """Return the source that a manifest was made of, by the configuration that a run keeps beside it."""
+    if path.name != "manifest.csv":
+        return None
+    try:
+        options = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
+        source = options["source"]
+        known = {field.name: options[field.name] for field in fields(SourceConfig) if field.name in options}
+        is_other = Path(source).resolve() != path.resolve()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return (source, SourceConfig(**known)) if is_other else None

@@ -1,0 +1,63 @@
+"""The part of `vitrail.config` that tells which images are used: how a source is read, and how it is divided."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from vitrail.errors import ConfigError
+from vitrail.options import check_choice, check_pattern, check_range
+
+SplitName = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """How a source of images is read. Shared by all verbs that take labelled images."""
+
+    path_column: str | None = None
+    """Column of a table that holds the paths. Default: the one of a usual name, such as path, file or image."""
+    label_column: str | None = None
+    """Column of a table that holds the labels. Default: the one of a usual name, such as label, class or target."""
+    split_column: str | None = None
+    """Column of a table that names the splits; "" for none. Default: the one called split, fold, subset or partition,
+    if there is one."""
+    root: str | None = None
+    """Folder, or other source, that the paths of a table lead into. Default: the table's own folder."""
+    allow_outside: bool = False
+    """Use images of a table whose paths lead out of its root."""
+
+    @property
+    def source_options(self) -> list[str]:
+        """Names of those options that were given."""
+        return [field.name for field in fields(SourceConfig) if getattr(self, field.name) != field.default]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(SourceConfig):
+    """How images are divided. Shared by `data` and `train`."""
+
+    val_fraction: float = 0.1
+    """Share of the images that goes to validation, in (0, 0.5], where the source has none for it."""
+    test_fraction: float = 0.2
+    """Share of the images held out for the test, in [0, 0.5], where the source does not name its splits."""
+    seed: int = 0
+    """Decides the split, the initial weights, the order of the images and every augmentation."""
+    group_by: str | None = None
+    """Images that stay together: those with the same value in this column of a table; or, where that is no column,
+    those in whose paths the same is found by this regular expression (its group "group", first group or match)."""
+    duplicates: Literal["near", "exact", "off"] = "near"
+    """What counts as the same image: resized, compressed or slightly cut copies too, equal pixels only, or nothing."""
+    mirrored: bool = False
+    """Count mirrored images as the same too."""
+    keep_leaks: bool = False
+    """Leave images in val and test though they, or others of their group, are in train too; else they are dropped."""
+
+    def __post_init__(self) -> None:
+        """Refuse shares that leave nothing to train on."""
+        check_choice("duplicates", self.duplicates, Literal["near", "exact", "off"])
+        if self.mirrored and self.duplicates != "near":
+            raise ConfigError(f"mirrored looks for near duplicates, and duplicates is {self.duplicates!r}. Give near.")
+        if self.group_by is not None:
+            check_pattern("group_by", self.group_by)
+        check_range("val_fraction", self.val_fraction, 0, 0.5, open_low=True)
+        check_range("test_fraction", self.test_fraction, 0, 0.5)
+        check_range("seed", self.seed, 0, 2**31 - 1)

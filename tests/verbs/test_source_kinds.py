@@ -1,0 +1,53 @@
+"""Every kind of source goes the whole way: admitted, trained on, resumed, evaluated."""
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vitrail
+from vitrail.errors import DataError
+from vitrail.training import Run
+
+
+def as_table(colours: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
+    folder.mkdir()
+    shutil.copytree(colours, folder / "photos")
+    paths = sorted(path.relative_to(colours) for path in colours.rglob("*.png"))
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("name", "kind"), *((path, path.parts[0]) for path in paths)])
+    options = {"path_column": "name", "label_column": "kind", "root": str(folder / "photos")}
+    return folder / "labels.csv", options
+
+
+MAKERS: dict[str, Callable[[Path, Path], tuple[Path, dict[str, Any]]]] = {"table": as_table}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_every_verb_takes_every_kind(kind, colours, quick, tmp_path, monkeypatch):
+    source, options = MAKERS[kind](colours, tmp_path / "source")
+    admission = vitrail.admit(source, **options, out=tmp_path)
+    assert admission.report_path.exists()
+    assert not admission.dataset.refused
+    assert {name: len(split) for name, split in admission.dataset.splits.items()} == {"train": 36, "val": 6, "test": 12}
+    result = vitrail.train(source, **options, **quick, epochs=3, lr=1e-3, out=tmp_path)
+    manifest = (result.path / "manifest.csv").read_bytes()
+    assert manifest == (admission.path / "manifest.csv").read_bytes()
+    evaluation = vitrail.evaluate(result.path, out=tmp_path)
+    assert evaluation.metrics.accuracy.value == result.metrics["test"].accuracy.value
+    elsewhere = vitrail.evaluate(result.path, data=source, **options, out=tmp_path)
+    assert elsewhere.metrics.num_images == 54
+    again = vitrail.train(result.path, resume=True, quiet=True)
+    assert again.metrics["test"].accuracy.value == result.metrics["test"].accuracy.value
+    assert Run(again.path).manifest_path.read_bytes() == manifest
+    # From the manifest alone, wherever it is.
+    moved = tmp_path / "elsewhere.csv"
+    moved.write_bytes(manifest)
+    third = vitrail.admit(moved, root=str(options.get("root", source)), out=tmp_path / "third")
+    assert (third.path / "manifest.csv").read_bytes() == manifest
+    source.rename(source.with_name("gone"))
+    with pytest.raises(DataError, match=r"The pictures of .*manifest\.csv are looked for there"):
+        vitrail.evaluate(result.path, out=tmp_path)
