@@ -67,7 +67,9 @@ def main() -> None:
     for world in WORLDS:
         found = coverage(world, options.repeats)
         rows.append({"world": world, "coverage": found})
-        print(f"| {' | '.join(map(str, world))} | {' | '.join(f'{share:.1%}' for share in found.values())} |", flush=True)
+        print(
+            f"| {' | '.join(map(str, world))} | {' | '.join(f'{share:.1%}' for share in found.values())} |", flush=True
+        )
     if options.save:
         save(options.save, "multilabel_intervals", {"repeats": options.repeats, "rows": rows})
 

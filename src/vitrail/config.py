@@ -223,6 +223,7 @@ class EvaluateConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
+        super().__post_init__()
         _check_data_given(self, self.data)
         check_choice("precision", self.precision, get_type_hints(type(self))["precision"])
         check_range("batch_size", self.batch_size, 1, 2**31 - 1)
@@ -278,6 +279,7 @@ class ExportConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
+        super().__post_init__()
         _check_data_given(self, self.data)
         check_choice("format", self.format, get_type_hints(type(self))["format"])
         check_range("tolerance", self.tolerance, 0, 1, open_low=True)

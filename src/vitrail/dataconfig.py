@@ -17,6 +17,11 @@ class SourceConfig:
     """Column of a table that holds the paths. Default: the one of a usual name, such as path, file or image."""
     label_column: str | None = None
     """Column of a table that holds the labels. Default: the one of a usual name, such as label, class or target."""
+    label_separator: str | None = None
+    """What stands between several labels in one cell of a table, such as ";" or "|". Every image may then show any
+    number of classes, or none."""
+    label_columns: tuple[str, ...] = ()
+    """Columns of a table that are each a class, 1 where the image shows it and 0 where not; it may show any number."""
     split_column: str | None = None
     """Column of a table that names the splits; "" for none. Default: the one called split, fold, subset or partition,
     if there is one."""
@@ -24,6 +29,21 @@ class SourceConfig:
     """Folder, or other source, that the paths of a table lead into. Default: the table's own folder."""
     allow_outside: bool = False
     """Use images of a table whose paths lead out of its root."""
+
+    def __post_init__(self) -> None:
+        """Refuse two ways to read the labels at once."""
+        object.__setattr__(self, "label_columns", tuple(self.label_columns))  # JSON has no tuples
+        others = [name for name in ("label_column", "label_separator") if getattr(self, name) is not None]
+        if self.label_columns and others:
+            raise ConfigError(
+                f"label_columns says that each class has a column, and {' and '.join(others)} that all labels are in "
+                "one. Give either."
+            )
+        if self.label_separator == "":
+            raise ConfigError("label_separator is empty; give what stands between two labels, such as ';'.")
+        twice = sorted({name for name in self.label_columns if self.label_columns.count(name) > 1})
+        if twice:
+            raise ConfigError(f"label_columns names {twice[0]!r} twice. Give each column once.")
 
     @property
     def source_options(self) -> list[str]:
@@ -53,6 +73,7 @@ class DataConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         """Refuse shares that leave nothing to train on."""
+        super().__post_init__()
         check_choice("duplicates", self.duplicates, Literal["near", "exact", "off"])
         if self.mirrored and self.duplicates != "near":
             raise ConfigError(f"mirrored looks for near duplicates, and duplicates is {self.duplicates!r}. Give near.")

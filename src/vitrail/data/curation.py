@@ -236,5 +236,5 @@ def _pair(records: Sequence[Record], pair: Duplicate) -> Pair:
         second=other.path,
         kind=pair.kind,
         similarity=pair.similarity,
-        labels=(one.label, other.label),
+        labels=(one.shown_label, other.shown_label),
     )

@@ -1,10 +1,10 @@
 """A dataset: pictures that were checked, in splits that share one class index."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
@@ -14,9 +14,9 @@ from vitrail.data.admission import Progress, admit
 from vitrail.data.curation import Curated, curate
 from vitrail.data.findings import Findings, find_out
 from vitrail.data.images import ImageRefusedError, display_name
-from vitrail.data.records import Record, read_manifest, write_manifest
-from vitrail.data.sources import Pictures, Source, Traits, open_source
-from vitrail.data.split import stratified_split
+from vitrail.data.records import Record, read_manifest, task_of, write_manifest
+from vitrail.data.sources import Listing, Pictures, Source, Traits, open_source
+from vitrail.data.split import iterative_split, stratified_split
 from vitrail.errors import DataError, did_you_mean
 
 _FEWEST_CLASSES: Final = 2
@@ -144,7 +144,7 @@ def open_dataset(source: str | Path, config: DataConfig | None = None, *, progre
         config = replace(config, keep_leaks=True)
     admitted = admit(opened, listing.records, progress)
     used = [record for record in admitted.records if not record.reason]
-    _check_classes(opened.name, admitted.records, used)
+    _check_classes(opened.name, admitted.records, used, listing.classes or ())
     curated = curate(used, admitted.inspections, opened.pictures.open, config)
     used = [record for record in curated.records if not record.reason]
     divided_splits = {record.split for record in used}
@@ -173,6 +173,7 @@ def open_evaluation_set(
     classes: Sequence[str],
     config: SourceConfig | None = None,
     *,
+    task: TaskName = "classification",
     progress: Progress | None = None,
 ) -> Dataset:
     """Find and check pictures to evaluate a model on, labelled with the model's own classes.
@@ -183,15 +184,18 @@ def open_evaluation_set(
         source: as `open_dataset` takes it.
         classes: of the model.
         config: how the source is read.
+        task: of the model.
         progress: is told how many pictures were checked, and of how many.
 
     Raises:
-        DataError: if there are no usable pictures, or a class that the model does not know.
+        DataError: if there are no usable pictures, a class that the model does not know, one label per picture where
+            the model gives several or the other way round, or a class of the model that the source says nothing about.
     """
     opened = open_source(source, config)
     listing = opened.list(None)
+    _check_task(opened.name, listing, task, classes)
     records = admit(opened, listing.records, progress).records
-    unknown = sorted({record.label for record in records if record.label} - set(classes))
+    unknown = sorted(_classes_of(records) - set(classes))
     if unknown:
         hint = did_you_mean(unknown[0], classes)
         raise DataError(f"{opened.name} has classes that the model does not know: {_names(unknown)}.{hint}")
@@ -225,33 +229,65 @@ def open_manifest(manifest: str | Path, source: str | Path, config: SourceConfig
 
 def _divide(records: list[Record], config: DataConfig, test_fraction: float, curated: Curated) -> list[Record]:
     units = [curated.units[record.path] for record in records]
-    splits = stratified_split(
-        [record.path for record in records],
-        [record.label for record in records],
-        seed=config.seed,
-        val_fraction=config.val_fraction,
-        test_fraction=test_fraction,
-        groups=units,
-    )
+    paths, labels = [record.path for record in records], [record.labels for record in records]
+    rule: dict[str, Any] = {
+        "seed": config.seed,
+        "val_fraction": config.val_fraction,
+        "test_fraction": test_fraction,
+        "groups": units,
+    }
+    if task_of(records) == "multilabel":
+        splits = iterative_split(paths, labels, **rule)
+    else:
+        splits = stratified_split(paths, [label for (label,) in labels], **rule)
     return [replace(record, split=split) for record, split in zip(records, splits, strict=True)]
 
 
-def _check_classes(name: str, records: list[Record], used: list[Record]) -> None:
-    """Refuse what no classifier can be trained on."""
+def _classes_of(records: Iterable[Record]) -> set[str]:
+    return {label for record in records for label in record.labels}
+
+
+def _check_task(name: str, listing: Listing, task: TaskName, classes: Sequence[str]) -> None:
+    """Refuse to measure a model by labels that say something else than it does."""
+    found = task_of(listing.records)
+    if found != task and task == "multilabel":
+        raise DataError(
+            f"The model gives any number of labels per image, and {name} has one label each, which does not tell what "
+            "else the images show. Name a table with label_columns or label_separator."
+        )
+    if found != task:
+        raise DataError(
+            f"The model names one class per image, and {name} may have several labels each. Name images that have one."
+        )
+    untold = sorted(set(classes) - set(listing.classes or classes))
+    if untold:
+        raise DataError(
+            f"{name} does not tell which images show {_names(untold)}, which the model may name. Give a column of each "
+            "class in label_columns."
+        )
+
+
+def _check_classes(name: str, records: list[Record], used: list[Record], known: Sequence[str]) -> None:
+    """Refuse what nothing can be trained on; ``known`` are classes that the source tells, with pictures or without."""
     if not used:
         raise _no_usable_pictures(name, records)
-    usable = {record.label for record in used}
-    empty = sorted({record.label for record in records if record.label} - usable)
+    usable = _classes_of(used)
+    unseen = sorted(set(known) - _classes_of(records))
+    if unseen:
+        raise DataError(f"No picture in {name} shows {_names(unseen)}, so it cannot be learnt. Leave its column away.")
+    empty = sorted(_classes_of(records) - usable)
     if empty:
-        example = next(record for record in records if record.label == empty[0])
+        example = next(record for record in records if empty[0] in record.labels)
         raise DataError(
             f"No picture of these classes in {name} can be used: {_names(empty)}. "
             f"For example {display_name(example.path)}: {example.reason}. Repair or remove them."
         )
-    if len(usable) < _FEWEST_CLASSES:
+    if not usable:
+        raise DataError(f"No picture in {name} has any label. Check the column and label_separator.")
+    if len(usable) < _FEWEST_CLASSES and task_of(used) == "classification":
         raise DataError(f"{name} has one class only, {_names(sorted(usable))}. A classifier needs at least two.")
     # Where nothing is divided yet every split is None, and no class can be missing.
-    learnable = {record.label for record in used if record.split in {None, "train"}}
+    learnable = _classes_of(record for record in used if record.split in {None, "train"})
     unlearnable = sorted(usable - learnable)
     if unlearnable:
         raise DataError(
@@ -268,8 +304,8 @@ def _build(
     findings: Findings | None = None,
 ) -> Dataset:
     records = sorted(records, key=lambda record: record.path)
-    names = tuple(classes) if classes is not None else tuple(sorted({r.label for r in records if not r.reason}))
-    index = {label: number for number, label in enumerate(names)}
+    names = tuple(classes if classes is not None else sorted(_classes_of(r for r in records if not r.reason)))
+    several = task_of(records) == "multilabel"
     splits: dict[SplitName, Split] = {}
     for split in get_args(SplitName):
         members = [record for record in records if record.split == split and not record.reason]
@@ -278,7 +314,7 @@ def _build(
                 name=split,
                 classes=names,
                 paths=[record.path for record in members],
-                labels=np.array([index[record.label] for record in members], np.int64),
+                labels=_label_array(members, names, several=several),
                 sizes=np.array([(record.height, record.width) for record in members], np.int32),
                 pictures=source.pictures,
             )
@@ -301,6 +337,17 @@ def _build(
         traits=_traits(source, names),
         records=records,
     )
+
+
+def _label_array(records: Sequence[Record], classes: Sequence[str], *, several: bool) -> np.ndarray:
+    """Return the `Split.labels` of records."""
+    index = {label: number for number, label in enumerate(classes)}
+    if not several:
+        return np.array([index[label] for record in records for label in record.labels], np.int64)
+    table = np.zeros((len(records), len(classes)), bool)
+    for row, record in enumerate(records):
+        table[row, [index[label] for label in record.labels]] = True
+    return table
 
 
 def _traits(source: Source, classes: Sequence[str]) -> Traits:

@@ -10,7 +10,7 @@ import numpy as np
 from vitrail.config import SplitName
 from vitrail.data.curation import Leak, Pair
 from vitrail.data.images import Inspection, display_name
-from vitrail.data.records import Record
+from vitrail.data.records import Record, task_of
 
 Severity = Literal["warning", "note"]
 
@@ -106,7 +106,7 @@ def find_out(
     """
     used = [record for record in records if not record.reason]
     items = [*_about_duplicates(pairs, leaks), *_about_classes(used), *_about_files(used, inspections)]
-    items += _about_outliers(used, inspections)
+    items += [*_about_unlabelled(used), *_about_outliers(used, inspections)]
     if changed:
         first = display_name(changed[0])
         text = f"{_count(len(changed), 'image')} of other content than the manifest tells, such as {first}."
@@ -153,7 +153,7 @@ def _about_duplicates(pairs: Sequence[Pair], leaks: Sequence[Leak]) -> Iterator[
 
 
 def _about_classes(used: Sequence[Record]) -> Iterator[Finding]:
-    labels = sorted({record.label for record in used})
+    labels = sorted({label for record in used for label in record.labels})
     spellings: dict[str, list[str]] = defaultdict(list)
     for label in labels:
         spellings["".join(label.casefold().split())].append(label)
@@ -164,7 +164,7 @@ def _about_classes(used: Sequence[Record]) -> Iterator[Finding]:
             yield Finding(kind="labels", severity="warning", text=text)
     by_split: dict[SplitName | None, Counter[str]] = defaultdict(Counter)
     for record in used:
-        by_split[record.split][record.label] += 1
+        by_split[record.split].update(record.labels)
     for split in ("val", "test"):
         missing = [label for label in labels if split in by_split and not by_split[split][label]]
         if missing:
@@ -179,11 +179,20 @@ def _about_classes(used: Sequence[Record]) -> Iterator[Finding]:
         yield Finding(kind="tiny", severity="warning", text=text)
     (most, most_num), (least, least_num) = train.most_common(1)[0], min(train.items(), key=lambda item: item[1])
     if most_num >= IMBALANCE * least_num:
+        several = task_of(used) == "multilabel"
+        remedy = "class_weights balanced" if several else "class_weights balanced or sampling balanced"
         text = (
             f"{display_name(most)} has {most_num:,} training images, {display_name(least)} {least_num:,}. Training has "
-            "class_weights balanced or sampling balanced for that."
+            f"{remedy} for that."
         )
         yield Finding(kind="imbalance", severity="warning", text=text)
+
+
+def _about_unlabelled(used: Sequence[Record]) -> Iterator[Finding]:
+    without = tuple(record.path for record in used if not record.labels)
+    if without:
+        text = f"{_count(len(without), 'image')} without any label; they teach what shows none of the classes."
+        yield Finding(kind="unlabelled", severity="note", text=text, paths=without)
 
 
 def _about_files(used: Sequence[Record], inspections: Mapping[str, Inspection]) -> Iterator[Finding]:

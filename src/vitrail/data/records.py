@@ -6,17 +6,23 @@ comes back exactly.
 
 import csv
 import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, get_args
 
-from vitrail.config import SplitName
+from vitrail.config import SplitName, TaskName
 from vitrail.data.images import display_name
 from vitrail.errors import DataError
 from vitrail.runtime.files import atomic_path
 
+Label = str | tuple[str, ...]
+"""The name of a class; or those of all classes that a picture shows, sorted, which may be none."""
+
 COLUMNS: Final = ("path", "label", "split", "sha256", "width", "height", "status", "reason")
+SEVERAL_COLUMNS: Final = ("path", "labels", *COLUMNS[2:])
+"""Of pictures that may show several classes; the labels are a list in JSON."""
 ADDED_COLUMNS: Final = ("phash", "group", "duplicate_of")
 """May be absent: manifests of versions before 0.2 end with the reason."""
 
@@ -29,8 +35,8 @@ class Record:
 
     path: str
     """Below the root of the source, with "/" between folders."""
-    label: str
-    """Name of its class."""
+    label: Label
+    """Name of its class; or of all that it shows, where pictures may show several."""
     split: SplitName | None = None
     """None where it is not yet decided, or the picture is not used."""
     sha256: str = ""
@@ -48,9 +54,26 @@ class Record:
     duplicate_of: str = ""
     """Path of the first picture that this one repeats. With a ``reason``, it is left out of val or test for that."""
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of all classes that it shows."""
+        if isinstance(self.label, tuple):
+            return self.label
+        return (self.label,) if self.label else ()
 
-def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
-    """Write a CSV file with `COLUMNS`, whole or not at all.
+    @property
+    def shown_label(self) -> str:
+        """What it shows, as text that can be shown anywhere."""
+        return ", ".join(display_name(name) for name in self.labels) or "no label"
+
+
+def task_of(records: Iterable[Record]) -> TaskName:
+    """Return what can be learnt of records: one label each, or any number of them."""
+    return "multilabel" if any(isinstance(record.label, tuple) for record in records) else "classification"
+
+
+def write_manifest(path: str | Path, records: Sequence[Record]) -> None:
+    """Write a CSV file with `COLUMNS` or `SEVERAL_COLUMNS`, whole or not at all.
 
     Raises:
         StorageError: if the disk is full or the folder cannot be written.
@@ -60,17 +83,19 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow((*COLUMNS, *ADDED_COLUMNS))
+        several = task_of(records) == "multilabel"
+        writer.writerow((*(SEVERAL_COLUMNS if several else COLUMNS), *ADDED_COLUMNS))
         for record in records:
             status = "refused" if record.reason else "ok"
             size = (record.width, record.height)
-            kept = (record.path, record.label, record.split, record.sha256, *size, status, record.reason)
+            label = json.dumps(record.labels, ensure_ascii=False) if several else record.label
+            kept = (record.path, label, record.split, record.sha256, *size, status, record.reason)
             writer.writerow((*kept, record.phash, record.group, record.duplicate_of))
 
 
 def is_manifest(header: Sequence[str]) -> bool:
     """Return whether a table with these columns is a manifest."""
-    return tuple(header) in {COLUMNS, (*COLUMNS, *ADDED_COLUMNS)}
+    return tuple(header) in {(*kept, *added) for kept in (COLUMNS, SEVERAL_COLUMNS) for added in ((), ADDED_COLUMNS)}
 
 
 def read_manifest(path: str | Path, *, allow_outside: bool = False) -> list[Record]:
@@ -93,17 +118,28 @@ def read_manifest(path: str | Path, *, allow_outside: bool = False) -> list[Reco
                     " `vitrail data SOURCE` writes one."
                 )
             return [
-                _parse(row, len(header), f"{display_name(path)}, row {number}", allow_outside)
+                _parse(row, header, f"{display_name(path)}, row {number}", allow_outside)
                 for number, row in enumerate(rows, start=2)
             ]
     except (OSError, csv.Error) as error:
         raise DataError(f"The manifest {display_name(path)} cannot be read: {error}.") from error
 
 
-def _parse(row: list[str], num_columns: int, place: str, allow_outside: bool) -> Record:
-    if len(row) != num_columns:
-        raise DataError(f"{place} has {len(row)} values; its first line names {num_columns} columns.")
-    path, label, split, sha256, width, height, status, reason, *added = row
+def parse_labels(cell: str, place: str) -> tuple[str, ...]:
+    """Return the labels in a cell of a manifest. Raises DataError if it is no list of them."""
+    try:
+        names = json.loads(cell)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise DataError(f'{place} has the labels {display_name(cell)!r}; it takes a list in JSON, such as ["a", "b"].')
+    return tuple(sorted(set(names)))
+
+
+def _parse(row: list[str], header: Sequence[str], place: str, allow_outside: bool) -> Record:
+    if len(row) != len(header):
+        raise DataError(f"{place} has {len(row)} values; its first line names {len(header)} columns.")
+    path, cell, split, sha256, width, height, status, reason, *added = row
     leaves = PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
     if not path or "\0" in path or (leaves and not allow_outside):
         raise DataError(f"{place} has the path {display_name(path)!r}; paths are relative and stay below the source.")
@@ -111,6 +147,7 @@ def _parse(row: list[str], num_columns: int, place: str, allow_outside: bool) ->
         raise DataError(f"{place} has split {split!r} and status {status!r}; used pictures are in train, val or test.")
     if not (width.isdecimal() and height.isdecimal()):
         raise DataError(f"{place} has the size {width!r} x {height!r}; it takes whole pixels.")
+    label = parse_labels(cell, place) if header[1] == SEVERAL_COLUMNS[1] else cell
     record = Record(path=path, label=label, sha256=sha256, width=int(width), height=int(height), reason=reason)
     known = dict(zip(ADDED_COLUMNS, added, strict=False))
     return dataclasses.replace(record, split=split or None, **known)  # type: ignore[arg-type]

@@ -135,7 +135,8 @@ def _flags(config: DataConfig) -> list[str]:
         value = getattr(config, field.name)
         if value != field.default:
             flag = f"--{field.name.replace('_', '-')}"
-            words += [flag] if value is True else [flag, str(value)]
+            values = value if isinstance(value, tuple) else (value,)
+            words += [flag] if value is True else [flag, *map(str, values)]
     return words
 
 
@@ -144,7 +145,7 @@ class _Pictures:
 
     def __init__(self, dataset: Dataset) -> None:
         self._open = next(iter(dataset.splits.values())).pictures.open
-        self._labels = {record.path: record.label for record in dataset.records}
+        self._labels = {record.path: record.shown_label for record in dataset.records}
 
     def __call__(self, path: str) -> ShownPicture:
         picture: Picture | None = None
@@ -152,7 +153,7 @@ class _Pictures:
             image = self._open(path, _THUMBNAIL_PX)
             image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
             picture = np.asarray(image)
-        return ShownPicture(picture=picture, name=display_name(path), note=display_name(self._labels[path]))
+        return ShownPicture(picture=picture, name=display_name(path), note=self._labels[path])
 
 
 def _shown_pair(pair: Pair, show: _Pictures, leaks: bool) -> ShownPair:

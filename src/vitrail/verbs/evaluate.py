@@ -61,9 +61,10 @@ def run(config: EvaluateConfig) -> int:
 
 def _evaluate(config: EvaluateConfig) -> Evaluation:
     target = open_target(config.target, device=config.device, precision=config.precision)
-    dataset = (
-        target.dataset() if config.data is None else open_evaluation_set(config.data, target.predictor.classes, config)
-    )
+    if config.data is None:
+        dataset = target.dataset()
+    else:
+        dataset = open_evaluation_set(config.data, target.predictor.classes, config, task=target.task)
     split = choose_split(dataset, config.split)
     assessment = assess.assess(target.predictor, split, batch_size=config.batch_size, calibration=target.calibration)
     folder = Run.create(config.out, "evaluate", config.name or f"{target.name}-{split.name}")

@@ -63,7 +63,10 @@ def _export(config: ExportConfig) -> Export:
     if target.checkpoint is None:
         raise ConfigError(f"{config.target} is a bundle already. Name the run it was exported from.")
     predictor = target.predictor
-    dataset = target.dataset() if config.data is None else open_evaluation_set(config.data, predictor.classes, config)
+    if config.data is None:
+        dataset = target.dataset()
+    else:
+        dataset = open_evaluation_set(config.data, predictor.classes, config, task=target.task)
     split = choose_split(dataset, None, preferred=("val", "test"))
     folder = free_path(Path(config.out) / "export" / (config.name or target.name))
     parity = export_bundle(

@@ -60,8 +60,8 @@ def require_column(header: Sequence[str], given: str | None, usual: Sequence[str
 
 def columns_given(config: SourceConfig) -> list[str]:
     """Return the options that name columns, of those that were given."""
-    names = ("path_column", "label_column", "split_column")
-    return [name for name in names if getattr(config, name) is not None]
+    names = ("path_column", "label_column", "label_separator", "label_columns", "split_column")
+    return [name for name in names if getattr(config, name) not in {None, ()}]
 
 
 def _shown(names: Sequence[str]) -> str:

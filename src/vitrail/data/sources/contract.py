@@ -59,6 +59,8 @@ class Listing:
     """Whether the records have the groups that were asked for."""
     records: list[Record] = field(default_factory=list)
     """Every picture there may be, with a path of its own, sorted by it. Those with a ``reason`` are refused by it."""
+    classes: tuple[str, ...] | None = None
+    """Names of all classes that the source knows of; None where it tells those alone that its pictures show."""
     ignored: Counter[str] = field(default_factory=Counter)
     """How many files, folders or rows were passed over, by what they are."""
 

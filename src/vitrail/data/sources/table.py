@@ -8,10 +8,9 @@ from pathlib import Path
 
 from vitrail.config import SourceConfig, SplitName
 from vitrail.data.images import display_name
-from vitrail.data.records import Record, is_manifest, read_manifest
+from vitrail.data.records import Label, Record, is_manifest, read_manifest
 from vitrail.data.sources.columns import (
     GROUP_NAMES,
-    LABEL_NAMES,
     PATH_NAMES,
     SPLIT_NAMES,
     choose_column,
@@ -19,6 +18,7 @@ from vitrail.data.sources.columns import (
     require_column,
 )
 from vitrail.data.sources.contract import Listing, Pictures, Source, place_of
+from vitrail.data.sources.labelling import LabelColumns, Labelling, OneLabel, choose_labelling
 from vitrail.data.sources.naming import split_called, suffix_of, why_not_read
 from vitrail.data.sources.tabular import Table, open_table
 from vitrail.errors import DataError
@@ -55,7 +55,7 @@ class _Columns:
     """Names of the columns that are read; None where there is none."""
 
     path: str
-    label: str
+    labels: Labelling
     split: str | None
     group: str | None
 
@@ -64,7 +64,7 @@ def _choose_columns(table: Table, config: SourceConfig, group_by: str | None) ->
     header, source = table.header, display_name(table.path)
     return _Columns(
         path=require_column(header, config.path_column, PATH_NAMES, flag="path_column", source=source),
-        label=require_column(header, config.label_column, LABEL_NAMES, flag="label_column", source=source),
+        labels=choose_labelling(table, config),
         split=choose_column(header, config.split_column, SPLIT_NAMES, flag="split_column", source=source),
         group=group_by
         if group_by in header
@@ -101,7 +101,9 @@ class _Root:
 
 def _list_rows(table: Table, columns: _Columns, root: _Root, *, grouped: bool) -> Listing:
     """Return the records of the rows; each path once."""
-    names = [name for name in (columns.path, columns.label, columns.split, columns.group) if name is not None]
+    others = [name for name in (columns.path, columns.split, columns.group) if name is not None]
+    names = [*others, *columns.labels.columns]
+    no_label: Label = "" if isinstance(columns.labels, OneLabel) else ()
     ignored: Counter[str] = Counter()
     rows: dict[str, tuple[int, Record]] = {}
     for number, values in table.columns(names):
@@ -115,9 +117,9 @@ def _list_rows(table: Table, columns: _Columns, root: _Root, *, grouped: bool) -
         if grouped and not group:
             raise DataError(f"{row} has no {display_name(columns.group or '')}, by which images are grouped. Fill it.")
         split = _split(cells[columns.split], row) if columns.split is not None else None
-        record = Record(path=path, label=cells[columns.label], split=split, group=group, reason=_why_refused(path))
-        if not record.label.strip():
-            record = replace(record, label="", reason=record.reason or "its row has no label")
+        label = columns.labels.read(values[len(others) :], row)
+        reason = _why_refused(path) or ("its row has no label" if label is None else "")
+        record = Record(path=path, label=label or no_label, split=split, group=group, reason=reason)
         first = rows.setdefault(path, (number, record))
         if first[1] is not record:
             ignored["rows that repeat a path"] += 1
@@ -130,7 +132,8 @@ def _list_rows(table: Table, columns: _Columns, root: _Root, *, grouped: bool) -
             for record in records
         ]
     records.sort(key=lambda record: record.path)
-    return Listing(divided=divided, grouped=grouped, records=records, ignored=ignored)
+    classes = columns.labels.columns if isinstance(columns.labels, LabelColumns) else None
+    return Listing(divided=divided, grouped=grouped, records=records, classes=classes, ignored=ignored)
 
 
 def _split(cell: str, row: str) -> SplitName | None:
@@ -151,9 +154,10 @@ def _why_refused(path: str) -> str:
 def _joined(one: tuple[int, Record], other: tuple[int, Record]) -> Record:
     """Return the record of a path that two rows have; refused where they do not say the same."""
     (first, kept), (second, record) = one, other
-    for what in ("label", "split", "group"):
-        values = [getattr(each, what) or "none" for each in (kept, record)]
-        if values[0] != values[1] and not kept.reason:
+    says = [{"label": each.label, "split": each.split, "group": each.group} for each in (kept, record)]
+    for what in says[0]:
+        if says[0][what] != says[1][what] and not kept.reason:
+            values = [each.shown_label if what == "label" else getattr(each, what) or "none" for each in (kept, record)]
             shown = " and ".join(display_name(value) for value in values)
             return replace(kept, reason=f"rows {first} and {second} disagree about its {what}: {shown}")
     return kept
