@@ -19,7 +19,7 @@ from vitrail.evaluation.thresholds import LabelCalibration, calibrate_labels, gi
 from vitrail.reports import LabelsCase
 from vitrail.tasks import MultiLabel, balanced_pairs
 from vitrail.verbs.kits.contract import Answer, EpochScores
-from vitrail.verbs.kits.shown import CAPTION, cell
+from vitrail.verbs.kits.shown import CAPTION, cell, percent
 
 NUM_ERRORS_SHOWN: Final = 24
 
@@ -78,16 +78,17 @@ class MultiLabelKit:
             f"{CAPTION}; on {cell(scores.exact_match)} of the images all labels are right, "
             f"{cell(scores.hamming_loss)} of all decisions are wrong"
         )
-        for column in ("", "images", "given", "AP", "precision", "recall", "F1", "threshold"):
+        for column in ("", "images", "AP", "precision", "recall", "F1"):
             table.add_column(column, justify="left" if column == "" else "right")
         for each in scores.classes:
-            estimates = (each.average_precision, each.precision, each.recall, each.f1)
-            counts = (f"{each.support}", f"{each.predicted}")
-            table.add_row(display_name(each.name), *counts, *map(cell, estimates), f"{100 * each.threshold:.1f}")
+            # Intervals of all four would be wider than a terminal; the report has them.
+            found = (percent(each.precision), percent(each.recall))
+            row = (f"{each.support}", cell(each.average_precision), *found, cell(each.f1))
+            table.add_row(display_name(each.name), *row)
         table.add_section()
         means = (cell(scores.mean_average_precision), "", "", cell(scores.macro_f1))
-        table.add_row("mean of classes", f"{scores.num_images}", "", *means)
-        table.add_row("all decisions", "", "", "", "", "", cell(scores.micro_f1))
+        table.add_row("mean of classes", f"{scores.num_images}", *means)
+        table.add_row("all decisions", "", "", "", "", cell(scores.micro_f1))
         return table
 
     def worst_errors(
