@@ -245,7 +245,10 @@ def horizons_table(trials: Trials, task: str, target: float) -> str:
         "| processor time / adamw |",
         "|---|---|---|---|---|",
     ]
-    adamw = first_hits(trials.find(kind="run", arm=BASELINE), target)
+    baseline = trials.find(kind="run", arm=BASELINE)
+    if len({trial["steps"] for trial in baseline}) < 2:
+        return f"{task}: no search for the smallest horizon yet."
+    adamw = first_hits(baseline, target)
     for name in OPTIMIZERS:
         runs = trials.find(kind="run", arm=name)
         hits = first_hits(runs, target)
@@ -310,7 +313,8 @@ def tuning_table(trials: Trials, task: str) -> str:
 
 
 def plot(files: list[Path], targets: dict[str, float], picture: Path) -> None:
-    """Draw, for every task, the accuracy of each training over its length."""
+    """Draw, for every task with trainings of several lengths, their accuracy over the length."""
+    files = [path for path in files if len({run["steps"] for run in Trials(path).find(kind="run", arm=BASELINE)}) > 1]
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -337,6 +341,10 @@ def plot(files: list[Path], targets: dict[str, float], picture: Path) -> None:
             )
         axis.axhline(100 * targets[path.stem], color="black", linewidth=0.8, linestyle=":")
         axis.set(title=path.stem, xlabel="steps of the whole training", ylabel="test accuracy, %", xscale="log")
+        lengths = [run["steps"] for run in trials.find(kind="run")]
+        ticks = [steps for steps in (300, 400, 500, 700, 1000, 2000, 4000) if min(lengths) <= steps <= max(lengths)]
+        axis.set_xticks(ticks, [str(steps) for steps in ticks])
+        axis.minorticks_off()
         axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
