@@ -57,12 +57,24 @@ def test_a_rare_class_is_in_train_and_in_val():
     assert [counts[split, "rare3"] for split in SHARES] == [1, 1, 1]
 
 
+def test_the_rarest_class_is_placed_before_what_all_have_in_common():
+    sets = [("b",)] * 13 + [("x",)] * 13
+    counts = counts_of(sets, divide(sets))
+    assert [counts[split, label] for label in "bx" for split in SHARES] == [9, 1, 3, 9, 1, 3]
+
+
+def test_a_class_that_val_lacks_is_given_what_another_split_can_spare():
+    sets = [("a", "b"), ("c", "e"), ("a", "c", "d", "e"), ("b", "c"), ("a", "c", "e"), ("b", "c", "d")]
+    sets += [("b", "c", "d", "e"), ("a", "b", "d"), ("d",)]  # no b comes to val by itself
+    counts = counts_of(sets, divide(sets))
+    assert all(counts[split, label] for split in ("train", "val") for label in "abcde")
+
+
 def test_what_train_lacks_it_gets_even_if_val_then_lacks_another():
-    # Two pictures, both with both classes and a third with one: no division has all in train and in val.
-    sets = [("a", "b"), ("a", "b"), ("b", "c"), ("c", "a")]
-    for seed in range(10):
-        counts = counts_of(sets, divide(sets, seed=seed, test_fraction=0.0))
-        assert all(counts["train", label] for label in "abc")
+    sets = [("a", "c", "d"), ("b", "c", "d"), ("a",), ("a", "b")]  # no a comes to train, and none can be spared
+    counts = counts_of(sets, divide(sets))
+    assert all(counts["train", label] for label in "abcd")
+    assert counts["val", "c"] == 0
 
 
 def test_the_division_depends_on_the_seed_and_not_on_the_order():

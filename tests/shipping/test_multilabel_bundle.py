@@ -15,10 +15,12 @@ from torch import nn
 from vitrail.config import Preprocess
 from vitrail.errors import ParityError
 from vitrail.shipping import bundle as bundle_module
+from vitrail.shipping import check
 from vitrail.shipping.bundle import export_bundle
 from vitrail.shipping.check import check_bundle
 from vitrail.shipping.predictor import OnnxPredictor
 from vitrail.shipping.readme import bundle_readme
+from vitrail.shipping.readout import Readout
 
 CLASSES = ("red", "green", "blue")
 PREPROCESS = Preprocess(image_size=(4, 4), mean=(0, 0, 0), std=(1, 1, 1))
@@ -91,6 +93,25 @@ def test_the_golden_images_show_every_class(made):
     # Five places of each class and of no class among the first images: no mixture is left out.
     assert len({tuple(row) for row in given.tolist()}) == 8
     assert given.sum(axis=0).min() >= 5
+
+
+def test_an_image_is_golden_if_one_of_its_labels_has_a_place_left():
+    picker = bundle_module._GoldenPicker(num_classes=3)
+    image, logits = np.zeros((4, 4, 3), np.uint8), np.zeros(3, np.float32)
+    for labels in ([0],) * 6 + ([0, 2], []):
+        picker.offer(image, logits, labels)
+    assert dict(picker.seen) == {0: 6, 2: 1, -1: 1}  # five of the first, the one that shows another too, one of none
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+def test_the_travelling_check_reads_logits_as_the_gate_does(task):
+    logits = np.random.default_rng(0).normal(0, 3, (200, 3)).astype(np.float32)
+    thresholds = [0.5, 0.6, 0.4] if task == "multilabel" else []
+    readout = Readout.of(task, {"temperature": 0.7, "thresholds": thresholds}, 3)
+    described = check.Description(task, list(CLASSES), {}, 0.7, thresholds, 4, 4, 1, 1.0)
+    shares, given = check._read_out(logits, described)
+    np.testing.assert_allclose(shares, readout.probabilities(logits), atol=1e-12)
+    np.testing.assert_array_equal(given, readout.labels(logits))
 
 
 def test_the_travelling_check_proves_it(made):

@@ -82,6 +82,10 @@ def test_mean_average_precision_decides_and_then_the_loss():
     assert good.map < better.map == surer.map == 1
     assert good.best_by < better.best_by < surer.best_by
     assert (better.accuracy, good.accuracy) == (1, 0.5)
+    # Perfectly ranked but with every label given, against half of the sets right.
+    ranked = kit.epoch_scores(kit.measure(np.where(LABELS, 9, 1), LABELS, ("a", "b", "c"), None))
+    assert ranked.accuracy < good.accuracy
+    assert ranked.best_by > good.best_by
     assert kit.headline(kit.measure(LOGITS, LABELS, ("a", "b", "c"), None))[0] == "mAP"
 
 

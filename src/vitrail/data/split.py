@@ -128,12 +128,12 @@ def _place_rarest_first(
     for position in positions:
         for label in sets[position]:
             waiting[label][position] = None
-    queue = [(len(those), label == _ANY, label) for label, those in waiting.items()]
+    queue = [(len(those), label) for label, those in waiting.items()]
     heapify(queue)
     while queue:
-        num, last, label = heappop(queue)
+        num, label = heappop(queue)
         if num != len(waiting[label]):  # some were placed by a rarer class meanwhile
-            heappush(queue, (len(waiting[label]), last, label))
+            heappush(queue, (len(waiting[label]), label))
             continue
         for position in list(waiting[label]):
             split = max(left, key=lambda name: (left[name][label], left[name][_ANY]))
