@@ -140,9 +140,9 @@ def test_all_splits_share_one_class_index_though_val_lacks_a_class(pictures, qui
 
 
 def test_a_time_budget_ends_the_training_with_the_schedule_at_its_end(colours, quick, tmp_path):
-    result = vitrail.train(colours, **quick, time_budget="1s", lr=1e-3, out=tmp_path)
+    result = vitrail.train(colours, **quick, time_budget="3s", lr=1e-3, out=tmp_path)
     assert not result.interrupted
-    assert result.elapsed_s >= 1
+    assert result.elapsed_s >= 3
     history = read_metrics(result.path / "metrics.csv")
     assert max(row.lr for row in history) > 5e-4
     assert history[-1].lr < 1e-4
