@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import vitrail
-from vitrail.data import read_manifest
+from vitrail.data import open_dataset, read_manifest
 from vitrail.evaluation.multilabel import MultiLabelMetrics
 from vitrail.models.checkpoint import load_checkpoint
 from vitrail.training import Run, read_metrics
@@ -183,6 +183,8 @@ def test_images_with_several_labels_are_looked_at(shapes, command, tmp_path):
     assert "120" in page
     assert "vitrail train" in page
     assert "--label-separator" in page
+    dataset = open_dataset(tmp_path / "data" / "shapes" / "manifest.csv")  # finds its pictures by itself
+    assert (dataset.task, dataset.classes) == ("multilabel", tuple(sorted(NAMES)))
 
 
 @pytest.mark.parametrize(
