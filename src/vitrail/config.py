@@ -16,6 +16,7 @@ from vitrail.options import check_choice, check_range, parse_assignments, parse_
 from vitrail.options import from_options as from_options
 from vitrail.preprocess import IMAGE_SIZE_RANGE
 from vitrail.preprocess import Interpolation as Interpolation
+from vitrail.preprocess import PixelType as PixelType
 from vitrail.preprocess import Preprocess as Preprocess
 from vitrail.preprocess import ResizeMode as ResizeMode
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from vitrail.errors import ConfigError
 from vitrail.options import check_choice, check_pattern, check_range
+from vitrail.preprocess import CHANNELS_RANGE
 
 SplitName = Literal["train", "val", "test"]
 
@@ -70,6 +71,9 @@ class DataConfig(SourceConfig):
     """Count mirrored images as the same too."""
     keep_leaks: bool = False
     """Leave images in val and test though they, or others of their group, are in train too; else they are dropped."""
+    channels: int | None = None
+    """Use only images of this many channels, as they are, 16 bits and floats too; 1 makes RGB grey. Default: every
+    image becomes 8-bit RGB."""
 
     def __post_init__(self) -> None:
         """Refuse shares that leave nothing to train on."""
@@ -82,3 +86,4 @@ class DataConfig(SourceConfig):
         check_range("val_fraction", self.val_fraction, 0, 0.5, open_low=True)
         check_range("test_fraction", self.test_fraction, 0, 0.5)
         check_range("seed", self.seed, 0, 2**31 - 1)
+        check_range("channels", self.channels, *CHANNELS_RANGE)

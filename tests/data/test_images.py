@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from vitrail.config import Preprocess
+from vitrail.data import load_pixels
 from vitrail.data.images import (
     MAX_PIXELS,
     ImageRefusedError,
     display_name,
     inspect_image,
-    load_pixels,
     open_image,
     prepare,
     side_needed,

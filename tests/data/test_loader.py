@@ -191,7 +191,7 @@ def test_closing_early_begins_no_further_work() -> None:
 
 
 def test_the_cache_is_refused_or_left_out_where_memory_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = np.full((10, 2), 100)  # 300 kB
+    sizes = np.tile([100, 100, 3], (10, 1))  # 300 kB
     monkeypatch.setattr("vitrail.data.cache.available_memory_bytes", lambda: 1_000_000)
     load = lambda index: np.full((100, 100, 3), index, np.uint8)  # noqa: E731
     assert make_cache("auto", sizes, load) is None
@@ -200,7 +200,7 @@ def test_the_cache_is_refused_or_left_out_where_memory_does_not_suffice(monkeypa
     assert cache is not None
     assert (cache.read(7) == 7).all()
     with pytest.raises(DataError, match="cache auto or off"):
-        make_cache("on", np.full((40, 2), 100), load)
+        make_cache("on", np.tile([100, 100, 3], (40, 1)), load)
 
 
 def test_balanced_batches_vary_an_image_that_comes_again(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Carry out the draws of a policy: geometry on bytes in the loader's threads, colour and normalisation in batches.
 
-Axes: B batch, H W image, 3 red green blue. Bytes are (B, H, W, 3), images for the model (B, 3, H, W).
+Axes: B batch, H W image, C channels, red green blue unless others were asked for. Pixels are (B, H, W, C) of uint8,
+uint16 or float32, images for the model (B, C, H, W).
 """
 
 import math
@@ -12,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.config import Preprocess
+from vitrail.data.planes import LUMA
 from vitrail.data.policy import Draws
 
-_LUMA: Final = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in the grey value (ITU-R BT.601), as Pillow's."""
+_UINT16_PEAK: Final = 65535
 
 
 def cut_out(picture: np.ndarray, crop: np.ndarray, image_size: tuple[int, int], blur: float) -> Tensor:
@@ -26,24 +27,27 @@ def cut_out(picture: np.ndarray, crop: np.ndarray, image_size: tuple[int, int], 
     the time, and at k below 1 it does nothing.
 
     Args:
-        picture: uint8 (h, w, 3).
+        picture: (h, w, C) of uint8, uint16 or float32; the wider two are resized in float32.
         crop: left, top, right, bottom as shares of w and h, rounded to whole pixels, at least one.
         image_size: H and W.
         blur: s, in pixels of the result.
 
     Returns:
-        uint8 (H, W, 3).
+        (H, W, C) of the picture's type.
     """
     height, width = picture.shape[:2]
     left, top = min(round(crop[0] * width), width - 1), min(round(crop[1] * height), height - 1)
     right, bottom = max(round(crop[2] * width), left + 1), max(round(crop[3] * height), top + 1)
-    # A contiguous copy (1, h, w, 3) seen as (1, 3, h, w): the layout for which torch has a vectorised filter on bytes.
-    part = torch.from_numpy(picture[None, top:bottom, left:right].copy()).permute(0, 3, 1, 2)
+    # A contiguous copy (1, h, w, C) seen as (1, C, h, w): the layout for which torch has a vectorised filter on bytes.
+    copied = picture[None, top:bottom, left:right].astype(np.uint8 if picture.dtype == np.uint8 else np.float32)
+    part = torch.from_numpy(np.ascontiguousarray(copied)).permute(0, 3, 1, 2)
     shrink = blur * math.sqrt(3)
     if shrink > 1:
         small = [max(1, round(side / shrink)) for side in image_size]
         part = F.interpolate(part, size=small, mode="bilinear", antialias=True)
     part = F.interpolate(part, size=image_size, mode="bilinear", antialias=True)
+    if picture.dtype == np.uint16:
+        part = part.round_().clamp_(0, _UINT16_PEAK).to(torch.uint16)
     return part[0].permute(1, 2, 0)
 
 
@@ -51,20 +55,22 @@ def finish(pixels: Tensor, draws: Draws | None, preprocess: Preprocess) -> Tenso
     """Change colours, normalise and erase.
 
     Colour follows the order brightness, contrast (towards the mean grey of the image), saturation; values are limited
-    to 0..255 once, after all three. A grey image is one of saturation 0.
+    to 0..255 (to 0..65535 for 16 bits) once, after all three. A grey image is one of saturation 0.
 
     Args:
-        pixels: uint8 (B, H, W, 3), on any device.
+        pixels: (B, H, W, C), on any device.
         draws: of the same B images; None for evaluation.
         preprocess: has the mean and the standard deviation.
 
     Returns:
-        float32 (B, 3, H, W), contiguous, on the same device.
+        float32 (B, C, H, W), contiguous, on the same device.
     """
-    num_images, height, width, _ = pixels.shape
-    images = torch.empty(num_images, 3, height, width, device=pixels.device)
-    mean = torch.tensor(preprocess.mean, device=pixels.device).mul_(255)[:, None, None]
-    scale = torch.tensor(preprocess.std, device=pixels.device).mul_(255).reciprocal_()[:, None, None]
+    num_images, height, width, num_channels = pixels.shape
+    images = torch.empty(num_images, num_channels, height, width, device=pixels.device)
+    peak = preprocess.peak
+    mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=pixels.device).mul_(peak)[:, None, None]
+    scale = torch.tensor(preprocess.std, dtype=torch.float32, device=pixels.device).mul_(peak).reciprocal_()
+    scale = scale[:, None, None]
     factors = None if draws is None else _colour_factors(draws, pixels.device)
     # On a CPU one image at a time, which stays in the cache through all steps: measured 200 against 310 us an image.
     step = 1 if pixels.device.type == "cpu" else num_images
@@ -72,7 +78,7 @@ def finish(pixels: Tensor, draws: Draws | None, preprocess: Preprocess) -> Tenso
         part = images[start : start + step]
         part.copy_(pixels[start : start + step].permute(0, 3, 1, 2).contiguous())
         if factors is not None:
-            _change_colours(part, factors[:, start : start + step])
+            _change_colours(part, factors[:, start : start + step], peak)
         part.sub_(mean).mul_(scale)
     if draws is not None:
         for image, (left, top, right, bottom) in zip(images, draws.erased.tolist(), strict=True):
@@ -96,10 +102,10 @@ def _colour_factors(draws: Draws, device: torch.device) -> Tensor | None:
     return torch.from_numpy(weights.astype(np.float32)).to(device)[:, :, None, None, None]
 
 
-def _change_colours(images: Tensor, factors: Tensor) -> None:
-    """Change (b, 3, H, W) of 0..255 in place."""
-    grey = images[:, :1] * _LUMA[0]
-    grey.add_(images[:, 1:2], alpha=_LUMA[1]).add_(images[:, 2:], alpha=_LUMA[2])
+def _change_colours(images: Tensor, factors: Tensor, peak: float) -> None:
+    """Change (b, 3, H, W) of 0..peak in place."""
+    grey = images[:, :1] * LUMA[0]
+    grey.add_(images[:, 1:2], alpha=LUMA[1]).add_(images[:, 2:], alpha=LUMA[2])
     of_colour, of_grey, of_mean = factors
     mean = grey.mean(dim=(2, 3), keepdim=True)
-    images.mul_(of_colour).add_(grey.mul_(of_grey).add_(mean.mul_(of_mean))).clamp_(0, 255)
+    images.mul_(of_colour).add_(grey.mul_(of_grey).add_(mean.mul_(of_mean))).clamp_(0, peak)

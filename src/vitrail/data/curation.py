@@ -14,10 +14,11 @@ from vitrail.data.duplicates import Duplicate, DuplicateKind, find_duplicates, g
 from vitrail.data.hashes import perceptual_hashes
 from vitrail.data.images import THUMB_SIDE, Inspection, display_name
 from vitrail.data.inspections import PairCache
+from vitrail.data.raster import Picture, shown
 from vitrail.data.records import Record
 from vitrail.errors import DataError
 
-Decode = Callable[[str, int | None], Image.Image]
+Decode = Callable[[str, int | None], Picture]
 """Returns the picture of a path; see `open_image`."""
 
 LeakKind = DuplicateKind | Literal["group"]
@@ -87,7 +88,7 @@ def curate(
     records = _with_groups(records, config.group_by)
     seen = [place for place, record in enumerate(records) if record.path in inspections]
     known = [inspections[records[place].path] for place in seen]
-    found = _find_duplicates(known, lambda row, side: decode(records[seen[row]].path, side), config)
+    found = _find_duplicates(known, lambda row, side: shown(decode(records[seen[row]].path, side)), config)
     duplicates = [replace(pair, first=seen[pair.first], second=seen[pair.second]) for pair in found]
     records = _with_hashes(records, seen, known)
     for members in _classes(len(records), duplicates).values():
@@ -106,7 +107,8 @@ def _find_duplicates(
     """Return the duplicates, those of the last time where the pictures are the same."""
     if config.duplicates == "off" or not known:
         return []
-    cache = PairCache(known, f"{config.duplicates} {config.mirrored}")
+    kept_channels = "" if config.channels is None else f" {config.channels}"
+    cache = PairCache(known, f"{config.duplicates} {config.mirrored}{kept_channels}")
     kept = cache.read()
     if kept is not None:
         return [Duplicate(int(row[0]), int(row[1]), _KINDS[int(row[2])], row[3]) for row in kept.tolist()]

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
 
 import numpy as np
-from PIL import Image
 
-from vitrail.config import DataConfig, SourceConfig, SplitName, TaskName
+from vitrail.config import DataConfig, PixelType, Preprocess, SourceConfig, SplitName, TaskName
 from vitrail.data.admission import Progress, admit
+from vitrail.data.channels import format_of, open_for, open_with_channels, widened
 from vitrail.data.curation import Curated, curate
 from vitrail.data.findings import Findings, find_out
 from vitrail.data.images import ImageRefusedError, display_name
+from vitrail.data.raster import Picture, size_of
 from vitrail.data.records import Record, read_manifest, task_of, write_manifest
-from vitrail.data.sources import Listing, Pictures, Source, Traits, open_source
+from vitrail.data.sources import Listing, Pictures, Source, Traits
 from vitrail.data.split import iterative_split, stratified_split
 from vitrail.errors import DataError, did_you_mean
 
@@ -63,8 +64,8 @@ class Split:
         counts = self.labels.sum(axis=0) if several else np.bincount(self.labels, minlength=len(self.classes))
         return tuple(counts.tolist())
 
-    def decode(self, index: int, min_side: int | None = None) -> Image.Image:
-        """Return picture ``index``, upright, 8-bit RGB; large JPEGs perhaps smaller, see `open_image`.
+    def decode(self, index: int, min_side: int | None = None) -> Picture:
+        """Return picture ``index``, upright, 8-bit RGB or with its channels as they are; large JPEGs perhaps smaller.
 
         Raises:
             DataError: if the file is no longer the picture that was admitted.
@@ -75,7 +76,7 @@ class Split:
             raise DataError(f"{error} It was whole when the images were checked; restore it or start again.") from error
         height, width = self.sizes[index].tolist()
         # In full size, or as a JPEG is decoded smaller: divided and rounded up.
-        if image.size not in [(-(-width // scale), -(-height // scale)) for scale in (1, 2, 4, 8)]:
+        if size_of(image) not in [(-(-width // scale), -(-height // scale)) for scale in (1, 2, 4, 8)]:
             raise DataError(
                 f"{display_name(self.paths[index])} has changed since it was checked: it had {width} x {height} pixels."
                 " Restore it or start again."
@@ -101,6 +102,10 @@ class Dataset:
     ignored: Mapping[str, int]
     """How many other files and folders were passed over, by what they are."""
     traits: Traits
+    channels: int | None
+    """Of the pictures as they are; None where each becomes RGB."""
+    pixel_type: PixelType
+    """Of the values of all pictures."""
     records: list[Record] = field(repr=False)
     """One for each picture and each refused file, sorted by path."""
 
@@ -136,7 +141,7 @@ def open_dataset(source: str | Path, config: DataConfig | None = None, *, progre
             that only val or test shows, or a picture without a group.
     """
     config = config or DataConfig()
-    opened = open_source(source, config)
+    opened = open_with_channels(source, config, config.channels)
     listing = opened.list(config.group_by)
     if listing.grouped:
         config = replace(config, group_by=None)
@@ -165,6 +170,7 @@ def open_dataset(source: str | Path, config: DataConfig | None = None, *, progre
     findings = find_out(
         records, admitted.inspections, curated.pairs, curated.leaks, changed=changed, note=admitted.note
     )
+    opened = widened(opened, [admitted.inspections[record.path] for record in used])
     return _build(opened, records, listing.ignored, findings=findings)
 
 
@@ -174,6 +180,7 @@ def open_evaluation_set(
     config: SourceConfig | None = None,
     *,
     task: TaskName = "classification",
+    preprocess: Preprocess | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """Find and check pictures to evaluate a model on, labelled with the model's own classes.
@@ -185,13 +192,14 @@ def open_evaluation_set(
         classes: of the model.
         config: how the source is read.
         task: of the model.
+        preprocess: of the model, whose channels the pictures have. Default: they become RGB.
         progress: is told how many pictures were checked, and of how many.
 
     Raises:
         DataError: if there are no usable pictures, a class that the model does not know, one label per picture where
             the model gives several or the other way round, or a class of the model that the source says nothing about.
     """
-    opened = open_source(source, config)
+    opened = open_for(source, config, preprocess)
     listing = opened.list(None)
     _check_task(opened.name, listing, task, classes)
     records = admit(opened, listing.records, progress).records
@@ -208,13 +216,20 @@ def open_evaluation_set(
     return _build(opened, records, listing.ignored, classes)
 
 
-def open_manifest(manifest: str | Path, source: str | Path, config: SourceConfig | None = None) -> Dataset:
+def open_manifest(
+    manifest: str | Path,
+    source: str | Path,
+    config: SourceConfig | None = None,
+    *,
+    preprocess: Preprocess | None = None,
+) -> Dataset:
     """Make the dataset that a manifest describes, without decoding anything.
 
     Args:
         manifest: a CSV file of `Dataset.write_manifest`.
         source: where the pictures lie now: the folder its paths are below, or another source.
         config: how the source is read.
+        preprocess: of the model that the pictures are for, whose channels they have. Default: they become RGB.
 
     Raises:
         DataError: if the manifest is damaged or the source does not exist.
@@ -222,7 +237,7 @@ def open_manifest(manifest: str | Path, source: str | Path, config: SourceConfig
     config = config or SourceConfig()
     records = read_manifest(manifest, allow_outside=config.allow_outside)
     try:
-        return _build(open_source(source, config), records, {})
+        return _build(open_for(source, config, preprocess), records, {})
     except DataError as error:
         raise DataError(f"{error} The pictures of {display_name(manifest)} are looked for there.") from error
 
@@ -303,6 +318,7 @@ def _build(
     classes: Sequence[str] | None = None,
     findings: Findings | None = None,
 ) -> Dataset:
+    channels, pixel_type = format_of(source.pictures)
     records = sorted(records, key=lambda record: record.path)
     names = tuple(classes if classes is not None else sorted(_classes_of(r for r in records if not r.reason)))
     several = task_of(records) == "multilabel"
@@ -335,6 +351,8 @@ def _build(
         findings=findings or Findings(),
         ignored=dict(ignored),
         traits=_traits(source, names),
+        channels=channels,
+        pixel_type=pixel_type,
         records=records,
     )
 

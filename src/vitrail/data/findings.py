@@ -37,10 +37,11 @@ _EXTENSIONS: Final = {
     "AVIF": (".avif",),
 }
 _CHANNELS: Final = {
-    **dict.fromkeys(("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "LA", "La"), "grey"),
+    **dict.fromkeys(("1", "L", "I", "F", "LA", "La"), "grey"),
     **dict.fromkeys(("RGBA", "RGBa", "PA"), "colour with transparency"),
     "CMYK": "CMYK",
 }
+_REDUCED: Final = frozenset({"LA", "La", "PA", "RGBA", "RGBa", "RGBX", "CMYK"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,13 +207,38 @@ def _about_files(used: Sequence[Record], inspections: Mapping[str, Inspection]) 
     if animated:
         text = f"{_count(len(animated), 'file')} of several pictures (animations, pages); the first is used."
         yield Finding(kind="animated", severity="note", text=text, paths=animated)
-    channels = [(path, _CHANNELS.get(found.mode, "colour")) for path, found in known]
-    counts = Counter(kind for _, kind in channels)
-    if len(counts) > 1:
-        usual = counts.most_common(1)[0][0]
-        text = f"Not all have the same channels: {', '.join(f'{num:,} {kind}' for kind, num in counts.most_common())}."
-        odd = tuple(path for path, kind in channels if kind != usual)
-        yield Finding(kind="channels", severity="note", text=text, paths=odd)
+    yield from _about_channels([(path, found.mode) for path, found in known])
+
+
+def _about_channels(modes: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+    """Tell of paths and modes which channels there are, and what was lost of them."""
+    channels = [(path, *_kind_and_type(mode)) for path, mode in modes]
+    for what, place in (("channels", 1), ("type of values", 2)):
+        counts = Counter(each[place] for each in channels)
+        if len(counts) > 1:
+            usual = counts.most_common(1)[0][0]
+            told = ", ".join(f"{num:,} {kind}" for kind, num in counts.most_common())
+            odd = tuple(each[0] for each in channels if each[place] != usual)
+            yield Finding(kind="channels", severity="note", text=f"Not all have the same {what}: {told}.", paths=odd)
+    deep = tuple(path for path, mode in modes if mode.startswith(("I", "F")) or mode.endswith(";16"))
+    if deep:
+        text = (
+            f"{_count(len(deep), 'file')} of more than 8 bits per channel, reduced to 8; --channels N keeps all bits."
+        )
+        yield Finding(kind="reduced", severity="note", text=text, paths=deep)
+    other = tuple(path for path, mode in modes if mode.endswith(";X") or mode.partition(";")[0] in _REDUCED)
+    if other:
+        text = (
+            f"{_count(len(other), 'file')} of other channels than red, green and blue (transparency, CMYK or more), "
+            "made RGB; --channels N keeps N channels as they are."
+        )
+        yield Finding(kind="reduced", severity="note", text=text, paths=other)
+
+
+def _kind_and_type(mode: str) -> tuple[str, str]:
+    """Return what the channels are, and the type of their values where they are kept as they are."""
+    kind, _, pixel_type = mode.rpartition(" ")
+    return (kind, pixel_type) if kind else (_CHANNELS.get(mode.partition(";")[0], "colour"), "")
 
 
 def _about_outliers(used: Sequence[Record], inspections: Mapping[str, Inspection]) -> Iterator[Finding]:

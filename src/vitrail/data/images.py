@@ -1,6 +1,6 @@
 """From the bytes of a picture file to RGB pixels: what is opened, what is refused, and how each kind becomes RGB.
 
-The rule, for every file:
+`vitrail.data.planes` has the rule for channels as they are. The rule here, for every file:
 
 * Only the formats in `FORMATS` are opened, and of an animation or a file of several pages the first picture.
 * A file that is empty, damaged, cut short or larger than `MAX_FILE_BYTES` or `MAX_PIXELS` is refused, never repaired.
@@ -17,6 +17,7 @@ import io
 import math
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vitrail.config import Interpolation, Preprocess
+from vitrail.data.raster import Picture, resize, size_of
 from vitrail.errors import DataError
 
 FORMATS: Final = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -50,10 +52,15 @@ limits the time a small file can take without a clock, so that the answer is the
 THUMB_SIDE: Final = 24
 """Height and width of the small grey picture by which pictures are compared."""
 
+INSPECTED_SIDE: Final = 2 * THUMB_SIDE
+"""Shortest side in pixels at which a JPEG is decoded to be inspected."""
+
 _RESERVE: Final = 2
 _SCAN_MARKER: Final = b"\xff\xda"
 _PAGED_PHOTOGRAPHS: Final = frozenset({"MPO"})
 _ORIENTATION_TAG: Final = 0x0112
+_SAMPLES_TAG: Final = 0x0115
+_BYTE_PEAK: Final = 255
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -93,7 +100,8 @@ class Inspection:
     format: str
     """One of `FORMATS`."""
     mode: str
-    """Pillow's name for the channels in the file, such as RGB, L, CMYK or I;16."""
+    """Pillow's name for the channels in the file, such as RGB, L, CMYK or I;16; with ";16" where a channel of several
+    has more than 8 bits, with ";X" where the file has more channels. Of channels as they are, see `ChannelPictures`."""
     animated: bool
     """Whether there are more pictures in the file than the first, which is used."""
 
@@ -115,8 +123,8 @@ def open_image(path: str | Path, *, min_side: int | None = None) -> Image.Image:
 def decode_bytes(data: bytes, name: str | Path, *, min_side: int | None = None) -> Image.Image:
     """Decode the bytes of a picture file as `open_image` does; ``name`` is for its error."""
     try:
-        return _decode(data, min_side).upright
-    except _RefusalError as refusal:
+        return decode_with(to_rgb, data, min_side).upright
+    except RefusalError as refusal:
         raise ImageRefusedError(name, str(refusal)) from refusal
 
 
@@ -133,8 +141,8 @@ def inspect_bytes(data: bytes, name: str | Path) -> Inspection:
     """Decode the bytes of a picture file once, as `inspect_image` does; ``name`` is for its error."""
     try:
         # A JPEG decoded at 1/8 still reads every byte of its entropy-coded data, which is where damage shows.
-        found = _decode(data, min_side=2 * THUMB_SIDE)
-    except _RefusalError as refusal:
+        found = decode_with(to_rgb, data, INSPECTED_SIDE)
+    except RefusalError as refusal:
         raise ImageRefusedError(name, str(refusal)) from refusal
     return inspect_picture(
         found.upright,
@@ -172,33 +180,29 @@ def squash(image: Image.Image, side: int) -> np.ndarray:
     return np.asarray(image.resize((side, side), box).convert("YCbCr"))
 
 
-def load_pixels(path: str | Path, preprocess: Preprocess) -> np.ndarray:
-    """Return the uint8 pixels (H, W, 3) of a file, ready for a model: `open_image`, then `prepare`."""
-    return prepare(open_image(path, min_side=side_needed(preprocess)), preprocess)
-
-
-def prepare(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
-    """Resize an RGB picture as ``preprocess`` says, in one resampling step with antialiasing.
+def prepare(image: Picture, preprocess: Preprocess) -> np.ndarray:
+    """Resize a picture as ``preprocess`` says, in one resampling step with antialiasing.
 
     crop: the largest centred rectangle with the proportions of ``image_size``, shrunk by ``crop_fraction`` on both
     sides, is resized to ``image_size``. squash: the whole picture is. pad: the whole picture is resized to fit inside
     ``image_size`` (sides rounded to whole pixels, at least 1) and centred on black, the odd pixel right and below.
 
     Returns:
-        uint8 (H, W, 3), red green blue.
+        uint8 (H, W, 3), red green blue; of channels as they are (H, W, C) of their type.
     """
     height, width = preprocess.image_size
     resample = _FILTERS[preprocess.interpolation]
     if preprocess.resize == "crop":
-        box = _centre_box(image.size, (width, height), preprocess.crop_fraction)
-        return np.array(image.resize((width, height), resample, box=box))
+        box = _centre_box(size_of(image), (width, height), preprocess.crop_fraction)
+        return resize(image, (width, height), resample, box)
     if preprocess.resize == "squash":
-        return np.array(image.resize((width, height), resample))
-    scale = min(width / image.width, height / image.height)
-    fitted = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), resample)
-    left, top = (width - fitted.width) // 2, (height - fitted.height) // 2
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[top : top + fitted.height, left : left + fitted.width] = np.asarray(fitted)
+        return resize(image, (width, height), resample)
+    own_width, own_height = size_of(image)
+    scale = min(width / own_width, height / own_height)
+    fitted = resize(image, (max(1, round(own_width * scale)), max(1, round(own_height * scale))), resample)
+    top, left = (height - fitted.shape[0]) // 2, (width - fitted.shape[1]) // 2
+    pixels = np.zeros((height, width, fitted.shape[2]), fitted.dtype)
+    pixels[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
     return pixels
 
 
@@ -243,7 +247,7 @@ def display_name(path: str | Path) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
-class _RefusalError(Exception):
+class RefusalError(Exception):
     """Why bytes are not used as a picture."""
 
 
@@ -255,11 +259,11 @@ def _installed_formats() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class Decoded:
     """A picture and what its file told of it."""
 
     upright: Image.Image
-    """RGB, perhaps decoded smaller."""
+    """Converted, perhaps decoded smaller."""
     width: int
     """Upright, in full size."""
     height: int
@@ -268,38 +272,57 @@ class _Decoded:
     animated: bool
 
 
-def _decode(data: bytes, min_side: int | None) -> _Decoded:
+def decode_with(convert: Callable[[Image.Image], Image.Image], data: bytes, min_side: int | None) -> Decoded:
+    """Decode the bytes of a picture file; raises RefusalError. ``convert`` is given the loaded picture."""
     if not data:
-        raise _RefusalError("it is empty")
+        raise RefusalError("it is empty")
     try:
         with Image.open(io.BytesIO(data), formats=_installed_formats()) as image:
             width, height = image.size
             _check_cost(data, width * height, image.format)
-            mode, animated = image.mode, _is_animated(image)
+            mode, animated = stored_mode(image, data), _is_animated(image)
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
             image.load()
             # Pillow turns a TIFF itself while loading, and then forgets the tag: so this is read afterwards.
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-            upright = to_rgb(image)
+            upright = convert(image)
             name = image.format or ""
-    except _RefusalError:
+    except RefusalError:
         raise
     except Exception as error:  # A decoder raises anything on hostile bytes; here it becomes a refusal.
-        raise _RefusalError(_reason(error)) from error
+        raise RefusalError(why_damaged(error)) from error
     if orientation in _TURNS:
         upright = upright.transpose(_TURNS[orientation])
         if orientation >= _FIRST_SIDEWAYS_ORIENTATION:
             width, height = height, width
-    return _Decoded(upright, width, height, name, mode, animated)
+    return Decoded(upright, width, height, name, mode, animated)
 
 
 def _check_cost(data: bytes, num_pixels: int, name: str | None) -> None:
     """Refuse what would take gigabytes or minutes to decode."""
     if num_pixels > MAX_PIXELS:
-        raise _RefusalError(_too_many_pixels(num_pixels))
+        raise RefusalError(too_many_pixels(num_pixels))
     if name in {"JPEG", "MPO"} and (num_scans := data.count(_SCAN_MARKER)) > MAX_SCANS:
-        raise _RefusalError(f"it is a JPEG of {num_scans} scans; at most {MAX_SCANS} are decoded")
+        raise RefusalError(f"it is a JPEG of {num_scans} scans; at most {MAX_SCANS} are decoded")
+
+
+def stored_mode(image: Image.Image, data: bytes) -> str:
+    """Return the `Inspection.mode` of a picture that is not loaded yet."""
+    samples = getattr(image, "tag_v2", {}).get(_SAMPLES_TAG, 1) if image.format == "TIFF" else 1
+    if samples > len(image.getbands()):
+        return f"{image.mode};X"
+    if image.mode.startswith(("I", "F")):
+        return image.mode
+    tiles = getattr(image, "tile", ())  # what Pillow is about to decode, of which it halves deep channels
+    arguments = tiles[0].args if tiles else ""
+    raw, *rest = (arguments,) if isinstance(arguments, str) else tuple(arguments or ("",))
+    # Byte 2 of the configuration of an AVIF holds the flag for more than 8 bits (AV1-ISOBMFF, section 2.3.3).
+    place = data.find(b"av1C") + 6 if image.format == "AVIF" else 0
+    deep_avif = 6 <= place < len(data) and data[place] & 0x40
+    if ";16" in str(raw) or (image.format == "PPM" and rest and int(rest[0]) > _BYTE_PEAK) or deep_avif:
+        return f"{image.mode};16"
+    return image.mode
 
 
 def _is_animated(image: Image.Image) -> bool:
@@ -330,7 +353,7 @@ def _grey(values: np.ndarray) -> Image.Image:
 def _from_integers(values: np.ndarray) -> np.ndarray:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
-        raise _RefusalError(f"its values go from {low} to {high}; integers are taken from 0 to 65535")
+        raise RefusalError(f"its values go from {low} to {high}; integers are taken from 0 to 65535")
     nearest: np.ndarray = (values.astype(np.uint32) + 128) // 257
     return nearest.astype(np.uint8)
 
@@ -338,7 +361,7 @@ def _from_integers(values: np.ndarray) -> np.ndarray:
 def _from_floats(values: np.ndarray) -> np.ndarray:
     low, high = float(values.min()), float(values.max())  # NaN, if there is one
     if not (low >= 0 and high <= 255):
-        raise _RefusalError(f"its values go from {low:g} to {high:g}; floats are taken from 0 to 1 or from 0 to 255")
+        raise RefusalError(f"its values go from {low:g} to {high:g}; floats are taken from 0 to 1 or from 0 to 255")
     nearest: np.ndarray = np.rint(values * (255 if high <= 1 else 1))
     return nearest.astype(np.uint8)
 
@@ -351,11 +374,12 @@ def _centre_box(size: tuple[int, int], target: tuple[int, int], fraction: float)
     return left, top, min(left + width, size[0]), min(top + height, size[1])
 
 
-def _too_many_pixels(num_pixels: int) -> str:
+def too_many_pixels(num_pixels: int) -> str:
+    """Return why a picture of so many pixels is refused."""
     return f"it has {num_pixels / 1e6:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are decoded"
 
 
-def _reason(error: Exception) -> str:
+def why_damaged(error: Exception) -> str:
     """Say in a few words what a decoder's exception means."""
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of the formats {', '.join(FORMATS)}, or its header is damaged"

@@ -23,7 +23,7 @@ from vitrail.data.images import THUMB_SIDE, Inspection
 from vitrail.errors import StorageError
 from vitrail.runtime.files import atomic_path
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 """Of what an inspection finds and how it is kept; another number makes every old cache void."""
 _UNREADABLE: Final = (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error)
 

@@ -21,6 +21,7 @@ from vitrail.data.mix import mix
 from vitrail.data.ordered import default_workers, ordered_map
 from vitrail.data.policy import AugmentPolicy, Draws, draw
 from vitrail.data.randomness import balanced, shuffled
+from vitrail.data.raster import resize, size_of
 
 _AHEAD: Final = 2
 """Batches that wait ready, beyond one per worker."""
@@ -28,15 +29,13 @@ _AHEAD: Final = 2
 _CACHED_SIDE: Final = 256 / 224
 """Shorter side of a cached picture, relative to the image size; crops below it are enlarged."""
 
-_SOLARISE_TOP: Final = 255
-
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Images to learn from, and what they show."""
 
     images: Tensor
-    """float32 (B, 3, H, W), normalised, on the device."""
+    """float32 (B, C, H, W), normalised, on the device; 3 channels unless others were asked for."""
     labels: Tensor
     """int64 (B,), on the device; with several labels per image bool (B, C), which of them it shows."""
     targets: Tensor
@@ -50,7 +49,7 @@ class EvalBatch:
     """Images to ask about, as a shipped model is fed, and what they show."""
 
     pixels: np.ndarray
-    """uint8 (B, H, W, 3)."""
+    """uint8 (B, H, W, 3); or (B, H, W, C) of another type, where the preprocessing says so."""
     labels: np.ndarray
     """int64 (B,), or bool (B, C); see `Batch`."""
     indices: np.ndarray
@@ -114,9 +113,10 @@ class TrainLoader:
         self._side = math.ceil(max(preprocess.image_size) * _CACHED_SIDE)
         if augment.crop_scale is None:
             sizes = np.tile(np.array(preprocess.image_size), (len(split), 1))
-            self._cache = make_cache(cache, sizes, self._load_prepared)
+            load = self._load_prepared
         else:
-            self._cache = make_cache(cache, _reduced(split.sizes, self._side), self._load_reduced)
+            sizes, load = _reduced(split.sizes, self._side), self._load_reduced
+        self._cache = make_cache(cache, _shapes(sizes, preprocess), load, dtype=np.dtype(preprocess.pixel_type))
         self.cached = self._cache is not None
 
     def __len__(self) -> int:
@@ -156,17 +156,18 @@ class TrainLoader:
         size = self.preprocess.image_size
         keys = indices + repeats * len(self.split)  # an image that comes again is varied anew
         draws = draw(self.augment, keys, self.split.sizes[indices], size, seed=self.seed, epoch=epoch)
-        pixels = np.empty((len(indices), *size, 3), np.uint8)
+        pixels = np.empty((len(indices), *size, self.preprocess.num_channels), self.preprocess.pixel_type)
+        top = pixels.dtype.type(self.preprocess.peak)
         for row, index in enumerate(indices.tolist()):
             image = self._image(index, draws, row)
-            pixels[row] = image.flip(1).numpy() if draws.flips[row] else image.numpy()
+            pixels[row] = _mirrored(image).numpy() if draws.flips[row] else image.numpy()
             if draws.solarised[row]:
-                # Values from 128 on are inverted.
-                np.minimum(pixels[row], _SOLARISE_TOP - pixels[row], out=pixels[row])
+                # Values of the upper half, from 128 on for bytes, are inverted.
+                np.minimum(pixels[row], top - pixels[row], out=pixels[row])
         return _Prepared(batch, indices, pixels, draws)
 
     def _image(self, index: int, draws: Draws, row: int) -> Tensor:
-        """Return the image, cut out and resized: uint8 (H, W, 3)."""
+        """Return the image, cut out and resized: (H, W, C)."""
         if self.augment.crop_scale is None:
             return torch.from_numpy(self._load_prepared(index) if self._cache is None else self._cache.read(index))
         crop = draws.crops[row]
@@ -185,8 +186,8 @@ class TrainLoader:
     def _load_reduced(self, index: int) -> np.ndarray:
         image = self.split.decode(index, self._side)
         height, width = _reduced(self.split.sizes[index : index + 1], self._side)[0].tolist()
-        if (image.width, image.height) != (width, height):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        if size_of(image) != (width, height):
+            return resize(image, (width, height), Image.Resampling.BILINEAR)
         return np.array(image)
 
     def _finish(self, epoch: int, prepared: _Prepared) -> Batch:
@@ -224,7 +225,8 @@ class EvalLoader:
         self.batch_size = batch_size
         self.workers = workers or default_workers()
         sizes = np.tile(np.array(preprocess.image_size), (len(split), 1))
-        self._cache = make_cache(cache, sizes, self._load)
+        shapes = _shapes(sizes, preprocess)
+        self._cache = make_cache(cache, shapes, self._load, dtype=np.dtype(preprocess.pixel_type))
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -254,6 +256,18 @@ def _reduced(sizes: np.ndarray, side: int) -> np.ndarray:
     scale = np.minimum(1.0, side / sizes.min(axis=1, keepdims=True))
     reduced: np.ndarray = np.maximum(1, np.rint(sizes * scale)).astype(np.int64)
     return reduced
+
+
+def _mirrored(image: Tensor) -> Tensor:
+    """Return (H, W, C) from right to left."""
+    # torch has no flip of uint16, whose bits are those of int16. numpy would take 17 times as long for bytes.
+    bits = image.view(torch.int16) if image.dtype == torch.uint16 else image
+    return bits.flip(1).view(image.dtype)
+
+
+def _shapes(sizes: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """Return ``sizes`` (n, 2) with the number of channels behind them (n, 3)."""
+    return np.column_stack([sizes, np.full(len(sizes), preprocess.num_channels)])
 
 
 def _to_device(values: np.ndarray, device: torch.device) -> Tensor:

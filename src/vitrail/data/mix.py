@@ -14,7 +14,7 @@ _EQUAL_CHANCE: Final = 0.5
 
 
 def mix(images: Tensor, labels: Tensor, policy: AugmentPolicy, *, seed: int, epoch: int, batch: int) -> Tensor:
-    """Mix images (B, 3, H, W) in place with those of the reversed batch; return the targets.
+    """Mix images (B, channels, H, W) in place with those of the reversed batch; return the targets.
 
     One draw decides for the whole batch, as in timm: image i becomes ``w x_i + (1 - w) x_(B-1-i)`` (mixup), or takes a
     box with a share of 1 - w of the area from there (CutMix); w follows Beta(alpha, alpha).

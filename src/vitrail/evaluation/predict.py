@@ -26,8 +26,8 @@ class Predictor(Protocol):
     preprocess: Preprocess
     """How a picture becomes the pixels that `logits` takes."""
 
-    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the logits (B, C) of prepared RGB images (B, H, W, 3)."""
+    def logits(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the logits (B, C) of prepared images, RGB (B, H, W, 3) or of the channels and type asked for."""
         ...
 
 
@@ -47,7 +47,7 @@ class TorchPredictor:
     """Answers of a model in PyTorch.
 
     Args:
-        model: maps normalised images (B, 3, H, W) to logits (B, C); it stays on its device, and in its mode.
+        model: maps normalised images (B, channels, H, W) to logits (B, C); it stays on its device, and in its mode.
         classes: names, in the order of the logits.
         preprocess: how pictures are prepared and normalised.
         device: where the model's weights are.
@@ -68,15 +68,16 @@ class TorchPredictor:
         self._device = torch.device(device)
         self._precision = precision or Precision(torch.float32, self._device.type, "fp32.")
         self._mean, self._std = (
-            torch.tensor(values, device=self._device).view(3, 1, 1) for values in (preprocess.mean, preprocess.std)
+            torch.tensor(values, dtype=torch.float32, device=self._device).view(-1, 1, 1)
+            for values in (preprocess.mean, preprocess.std)
         )
 
     @torch.inference_mode()
-    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the logits (B, C) of prepared RGB images (B, H, W, 3)."""
+    def logits(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the logits (B, C) of prepared images (B, H, W, channels)."""
         images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)
         # In float32; the exported graph folds this into one multiply-add, which differs by some 3e-7.
-        images = (images.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
+        images = (images.permute(0, 3, 1, 2).float() / self.preprocess.peak - self._mean) / self._std
         with evaluation_mode(self.model), self._precision.autocast():
             answers = self.model(images)
         result: NDArray[np.float32] = answers.float().cpu().numpy()

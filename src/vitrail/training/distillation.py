@@ -252,12 +252,12 @@ def _logits_and_features(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _renormalisation(source: Preprocess, target: Preprocess, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Return factor and summand (1, 3, 1, 1) from one normalisation to the other; None where they are the same."""
+    """Return factor and summand (1, C, 1, 1) from one normalisation to the other; None where they are the same."""
     if (source.mean, source.std) == (target.mean, target.std):
         return None
     factor = [ours / theirs for ours, theirs in zip(source.std, target.std, strict=True)]
     summand = [(ours - theirs) / std for ours, theirs, std in zip(source.mean, target.mean, target.std, strict=True)]
-    first, second = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (factor, summand))
+    first, second = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (factor, summand))
     return first, second
 
 

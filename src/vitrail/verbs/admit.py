@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vitrail.config import AdmitConfig, DataConfig, from_options
-from vitrail.data import Dataset, ImageRefusedError, Pair, display_name, open_dataset
+from vitrail.data import Dataset, ImageRefusedError, Pair, display_name, open_dataset, shown
 from vitrail.reports import Command, DataPage, Picture, ShownFinding, ShownPair, ShownPicture, write_data_page
 from vitrail.reports.datapage import MAX_PAIRS, MAX_PICTURES
 from vitrail.runtime.device import describe_machine
@@ -150,7 +150,7 @@ class _Pictures:
     def __call__(self, path: str) -> ShownPicture:
         picture: Picture | None = None
         with suppress(ImageRefusedError):
-            image = self._open(path, _THUMBNAIL_PX)
+            image = shown(self._open(path, _THUMBNAIL_PX))
             image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
             picture = np.asarray(image)
         return ShownPicture(picture=picture, name=display_name(path), note=self._labels[path])

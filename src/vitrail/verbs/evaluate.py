@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from vitrail.config import EvaluateConfig, SplitName, TaskName, from_options
-from vitrail.data import Dataset, Split, display_name, open_evaluation_set
+from vitrail.data import Dataset, Split, display_name
 from vitrail.errors import ConfigError
 from vitrail.evaluation.cost import model_cost
 from vitrail.evaluation.metrics import Metrics
@@ -61,10 +61,7 @@ def run(config: EvaluateConfig) -> int:
 
 def _evaluate(config: EvaluateConfig) -> Evaluation:
     target = open_target(config.target, device=config.device, precision=config.precision)
-    if config.data is None:
-        dataset = target.dataset()
-    else:
-        dataset = open_evaluation_set(config.data, target.predictor.classes, config, task=target.task)
+    dataset = target.dataset() if config.data is None else target.open_images(config.data, config)
     split = choose_split(dataset, config.split)
     assessment = assess.assess(target.predictor, split, batch_size=config.batch_size, calibration=target.calibration)
     folder = Run.create(config.out, "evaluate", config.name or f"{target.name}-{split.name}")
@@ -94,7 +91,7 @@ def choose_split(dataset: Dataset, name: SplitName | None, preferred: Sequence[S
 def _report(
     config: EvaluateConfig, target: Target, dataset: Dataset, assessment: assess.Assessment, folder: Run
 ) -> RunReport:
-    model = target.checkpoint.model if target.checkpoint else None
+    model, preprocess = target.checkpoint.model if target.checkpoint else None, target.predictor.preprocess
     return RunReport(
         title=display_name(folder.path.name),
         model=model.spec.name if model and model.spec else f"{target.kind} {target.name}",
@@ -106,7 +103,7 @@ def _report(
             assessment.split, assessment.outputs, target.predictor.preprocess, target.calibration
         ),
         calibration=target.calibration,
-        cost=model_cost(model, target.predictor.preprocess.image_size) if model else None,
+        cost=None if model is None else model_cost(model, preprocess.image_size, preprocess.num_channels),
         caveats=(*assess.data_caveats(dataset, assessment), *_own_split_caveats(config, assessment)),
         commands=(Command("Label new images", f"vitrail predict {shlex.quote(display_name(config.target))} IMAGES"),),
         config=asdict(config),

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from vitrail.config import ExportConfig, Preprocess, from_options
-from vitrail.data import EvalLoader, Split, display_name, open_evaluation_set
+from vitrail.data import EvalLoader, Split, display_name
 from vitrail.errors import ConfigError
 from vitrail.runtime.files import free_path
 from vitrail.shipping.bundle import ProofBatch, export_bundle
@@ -63,10 +63,7 @@ def _export(config: ExportConfig) -> Export:
     if target.checkpoint is None:
         raise ConfigError(f"{config.target} is a bundle already. Name the run it was exported from.")
     predictor = target.predictor
-    if config.data is None:
-        dataset = target.dataset()
-    else:
-        dataset = open_evaluation_set(config.data, predictor.classes, config, task=target.task)
+    dataset = target.dataset() if config.data is None else target.open_images(config.data, config)
     split = choose_split(dataset, None, preferred=("val", "test"))
     folder = free_path(Path(config.out) / "export" / (config.name or target.name))
     parity = export_bundle(

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 import torch
 
-from vitrail.config import TrainConfig
-from vitrail.data import AugmentPolicy, Dataset, augment_policy
+from vitrail.config import Preprocess, TrainConfig
+from vitrail.data import AugmentPolicy, Dataset, augment_policy, channel_statistics
 from vitrail.errors import ConfigError, lookup
 from vitrail.models import MODELS, Model, create_model, native_image_size, split_size
 from vitrail.models.guests import is_guest
@@ -67,6 +67,12 @@ def like_pretrained(config: TrainConfig) -> TrainConfig:
         source = config.pretrained
     spec = read_spec(source)
     height, width = spec.image_size
+    channels = 3 if config.channels is None else config.channels
+    if channels not in {1, spec.in_channels} and channels < spec.in_channels:
+        raise ConfigError(
+            f"{source} takes images of {spec.in_channels} channels, and these have {channels}. Give channels"
+            f" {spec.in_channels}, or other weights."
+        )
     if height != width and config.image_size is None:
         raise ConfigError(
             f"{source} takes images of {height} x {width} pixels; training takes squares. Give image_size."
@@ -87,16 +93,63 @@ def like_pretrained(config: TrainConfig) -> TrainConfig:
 
 def build_model(config: TrainConfig, image_size: tuple[int, int], num_classes: int) -> Model:
     """Create the model that a configuration describes, with fresh weights, once its name is decided."""
+    channels = 3 if config.channels is None else config.channels
     switches = {name: True for name in ("local", "fusion") if getattr(config, name)}
     options = {"drop_path": config.drop_path, **switches, **config.model_options}
-    return create_model(config.model, num_classes=num_classes, image_size=image_size, **options)
+    return create_model(config.model, num_classes=num_classes, image_size=image_size, in_channels=channels, **options)
 
 
 def choose_policy(config: TrainConfig, dataset: Dataset) -> AugmentPolicy:
-    """Return the augmentation by its strength, with the flags that override parts of it."""
+    """Return the augmentation by its strength, with the flags that override parts of it.
+
+    Colours change only where there are three channels of integers, which may be red, green and blue.
+    """
     strength = dataset.traits.augment if config.augment == "auto" else config.augment
     flip = False if config.flip is None and not dataset.traits.flip else config.flip
-    return augment_policy(strength, flip=flip, mixup=config.mixup, cutmix=config.cutmix)
+    policy = augment_policy(strength, flip=flip, mixup=config.mixup, cutmix=config.cutmix)
+    return policy if has_colours(dataset) else replace(policy, three_augment=False, colour_jitter=0.0)
+
+
+def has_colours(dataset: Dataset) -> bool:
+    """Return whether the channels may be red, green and blue, from none to full."""
+    return dataset.channels in {None, 3} and dataset.pixel_type != "float32"
+
+
+def describe_channels(dataset: Dataset) -> list[str]:
+    """Return a sentence on what the model is given and what is left out for it, unless that is RGB."""
+    if dataset.channels is None:
+        return []
+    told = f"Images of {dataset.channels} channel{'' if dataset.channels == 1 else 's'}, {dataset.pixel_type}"
+    without = "" if has_colours(dataset) else " no colours are changed, for the channels are not red, green and blue;"
+    return [f"{told};{without} mean and std are those of the training images unless weights bring theirs."]
+
+
+def choose_preprocess(
+    config: TrainConfig, dataset: Dataset, image_size: tuple[int, int], known: Preprocess | None
+) -> Preprocess:
+    """Return how images are prepared: as for the weights, with mean and std measured where they do not tell them.
+
+    Args:
+        config: how images are made square.
+        dataset: has the channels.
+        image_size: height and width.
+        known: of the weights to start from, if they tell it.
+    """
+    plain = replace(known or Preprocess(image_size=image_size), image_size=image_size, resize=config.resize)
+    if dataset.channels is None and plain.channels is None:
+        return plain
+    kinds = {"uint8": "integer", "uint16": "integer", "float32": "float"}
+    same = known is not None and kinds[known.pixel_type] == kinds[dataset.pixel_type]
+    if same and plain.num_channels == (dataset.channels or 3):
+        return replace(plain, channels=dataset.channels, pixel_type=dataset.pixel_type)
+    num = dataset.channels or 3
+    unknown = replace(
+        plain, mean=(0.5,) * num, std=(0.5,) * num, channels=dataset.channels, pixel_type=dataset.pixel_type
+    )
+    if dataset.channels is None:
+        return unknown
+    mean, std = channel_statistics(dataset.splits["train"], unknown)
+    return replace(unknown, mean=mean, std=std)
 
 
 def mirror_note(config: TrainConfig, dataset: Dataset) -> list[str]:

@@ -84,7 +84,7 @@ def run(config: PredictConfig) -> int:
 
 def _predict(config: PredictConfig) -> list[Prediction]:
     target = open_target(config.target, device=config.device)
-    paths = find_pictures(config.images)
+    paths = find_pictures(config.images, arrays=target.predictor.preprocess.channels is not None)
     predictions: list[Prediction] = []
     for start in range(0, len(paths), config.batch_size):
         part = paths[start : start + config.batch_size]

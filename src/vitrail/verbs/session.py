@@ -189,8 +189,8 @@ def resume(run: Run) -> Session:
     """
     config = run.read_config(TrainConfig)
     device = resolve_device(config.device)
-    dataset = open_manifest(run.manifest_path, config.source, config)
     preprocess = run.read_preprocess()
+    dataset = open_manifest(run.manifest_path, config.source, config, preprocess=preprocess)
     model = plan.build_model(config, preprocess.image_size, len(dataset.classes)).place(device)
     teacher = teaching.open_teacher(config, dataset, device)
     session = _assemble(run, config, dataset, preprocess, model, device, [], teacher)
@@ -206,14 +206,12 @@ def _build(config: TrainConfig, dataset: Dataset) -> tuple[Model, Preprocess, Tr
     name = plan.AUTO_MODEL if config.model == "auto" else config.model
     size = config.image_size or plan.choose_image_size(dataset, name)
     config = replace(config, model=name, image_size=size)
-    preprocess = Preprocess(image_size=(size, size), resize=config.resize)
-    model = plan.build_model(config, preprocess.image_size, len(dataset.classes))
-    if config.pretrained is None:
-        return model, preprocess, config, []
-    loaded = load_pretrained(model, config.pretrained, classes=dataset.classes)
-    if loaded.preprocess is not None:
-        preprocess = replace(loaded.preprocess, image_size=(size, size), resize=config.resize)
-    return model, preprocess, config, [loaded.summary()]
+    model = plan.build_model(config, (size, size), len(dataset.classes))
+    notes, known = plan.describe_channels(dataset), None
+    if config.pretrained is not None:
+        loaded = load_pretrained(model, config.pretrained, classes=dataset.classes)
+        notes, known = [loaded.summary(), *notes], loaded.preprocess
+    return model, plan.choose_preprocess(config, dataset, (size, size), known), config, notes
 
 
 def _assemble(
@@ -274,7 +272,7 @@ def _try_step(
     """Return a function that does what a training step keeps in memory, for a number of images, and forgets it."""
 
     def try_step(num_images: int) -> None:
-        images = torch.zeros(num_images, 3, *preprocess.image_size, device=device)
+        images = torch.zeros(num_images, preprocess.num_channels, *preprocess.image_size, device=device)
         model.train()
         logits = model(images)
         if teacher is not None:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vitrail.config import TaskName, TrainConfig
-from vitrail.data import Dataset, open_manifest
+from vitrail.config import SourceConfig, TaskName, TrainConfig
+from vitrail.data import Dataset, open_evaluation_set, open_manifest
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.evaluation.kinds import AnyCalibration
 from vitrail.evaluation.predict import Predictor, TorchPredictor
@@ -40,8 +40,17 @@ class Target:
         """
         if self.run is None:
             raise ConfigError(f"{self.name} is a {self.kind} and does not know its images. Name a folder with --data.")
-        config = self.run.read_config(TrainConfig)
-        return open_manifest(self.run.manifest_path, config.source, config)
+        config, preprocess = self.run.read_config(TrainConfig), self.predictor.preprocess
+        return open_manifest(self.run.manifest_path, config.source, config, preprocess=preprocess)
+
+    def open_images(self, source: str, config: SourceConfig) -> Dataset:
+        """Return other images, labelled with the target's classes and prepared as it takes them.
+
+        Raises:
+            DataError: if they cannot be used.
+        """
+        predictor = self.predictor
+        return open_evaluation_set(source, predictor.classes, config, task=self.task, preprocess=predictor.preprocess)
 
 
 def open_target(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> Target:

@@ -65,6 +65,9 @@ def open_teacher(config: TrainConfig, dataset: Dataset, device: torch.device) ->
     except CheckpointError as error:
         raise CheckpointError(f"The teacher cannot be opened, and the training needs it: {error}") from error
     assert target.checkpoint is not None, "only a bundle has none"
+    channels, expected = dataset.channels or 3, target.predictor.preprocess.num_channels
+    if channels != expected:
+        raise ConfigError(f"The teacher {config.teacher} takes {expected} channels, and these images have {channels}.")
     classes = target.predictor.classes
     if target.task != dataset.task:
         raise ConfigError(
@@ -95,7 +98,8 @@ def try_answers(teacher: OpenTeacher, num_images: int) -> None:
     """Do what asking the teacher about that many images keeps in memory, and forget it."""
     device = next(teacher.model.parameters()).device
     with torch.no_grad():
-        teacher.model(torch.zeros(num_images, 3, *teacher.preprocess.image_size, device=device))
+        channels = teacher.preprocess.num_channels
+        teacher.model(torch.zeros(num_images, channels, *teacher.preprocess.image_size, device=device))
 
 
 def choose_cache(config: TrainConfig, dataset: Dataset, student: Model, teacher: OpenTeacher | None) -> TrainConfig:
@@ -129,8 +133,10 @@ def choose_cache(config: TrainConfig, dataset: Dataset, student: Model, teacher:
     if config.epochs is None:
         return replace(config, distill_cache="off")
     assert config.image_size is not None, "the configuration is complete"
-    step = _PASSES_PER_STEP * model_cost(student, (config.image_size, config.image_size)).macs
-    period = period_that_pays(config.epochs, model_cost(teacher.model, teacher.preprocess.image_size).macs, step)
+    channels = teacher.preprocess.num_channels
+    step = _PASSES_PER_STEP * model_cost(student, (config.image_size, config.image_size), channels).macs
+    asked = model_cost(teacher.model, teacher.preprocess.image_size, channels).macs
+    period = period_that_pays(config.epochs, asked, step)
     fits = period is not None and period * per_epoch <= _SHARE_OF_FREE_MEMORY * free
     return replace(config, distill_cache=period if period is not None and fits else "off")
 

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from vitrail.config import TrainConfig, from_options
-from vitrail.data import TrainLoader, display_name
+from vitrail.data import TrainLoader, display_name, shown
 from vitrail.errors import INTERRUPTED, ConfigError
 from vitrail.evaluation.cost import Latency, measure_latency, model_cost
 from vitrail.evaluation.kinds import AnyCalibration, Scores
@@ -183,7 +183,7 @@ def _report(
         ),
         augmented=_augmented(session),
         calibration=calibration,
-        cost=model_cost(session.state.model, session.preprocess.image_size),
+        cost=model_cost(session.state.model, session.preprocess.image_size, session.preprocess.num_channels),
         latency=_latency(predictor),
         timings_s={"training": state.elapsed_s, "evaluation": conclude_s},
         details={"precision": session.precision.note},
@@ -206,14 +206,19 @@ def _augmented(session: Session) -> tuple[Picture, ...]:
         balance=session.config.sampling == "balanced",
     )
     batch = next(loader.epoch(0))
-    mean, std = (np.array(values).reshape(3, 1, 1) for values in (session.preprocess.mean, session.preprocess.std))
-    pixels = np.clip((batch.images.numpy() * std + mean) * 255, 0, 255).astype(np.uint8)
-    return tuple(np.ascontiguousarray(image.transpose(1, 2, 0)) for image in pixels)
+    preprocess = session.preprocess
+    mean, std = (np.array(values).reshape(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
+    values = (batch.images.numpy() * std + mean) * preprocess.peak
+    if preprocess.pixel_type != "float32":
+        values = np.clip(values, 0, preprocess.peak)
+    pixels = values.astype(preprocess.pixel_type).transpose(0, 2, 3, 1)
+    return tuple(np.asarray(shown(image)) for image in pixels)
 
 
 def _latency(predictor: Predictor) -> Mapping[str, Latency]:
     """Return how long PyTorch takes for one image."""
-    pixels = np.zeros((1, *predictor.preprocess.image_size, 3), np.uint8)
+    preprocess = predictor.preprocess
+    pixels = np.zeros((1, *preprocess.image_size, preprocess.num_channels), preprocess.pixel_type)
     return {"PyTorch, fp32": measure_latency(lambda: predictor.logits(pixels), time_limit_s=5.0)}
 
 

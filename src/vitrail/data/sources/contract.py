@@ -7,19 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image
+import numpy as np
 
 from vitrail.config import AugmentStrength
 from vitrail.data.images import Inspection, decode_bytes, inspect_bytes
 from vitrail.data.inspections import FileKey
+from vitrail.data.raster import Picture
 from vitrail.data.records import Record
 
 
 class Pictures(Protocol):
     """Gives the picture of a record's path, to several threads at once."""
 
-    def open(self, path: str, min_side: int | None) -> Image.Image:
+    def open(self, path: str, min_side: int | None) -> Picture:
         """Return an upright 8-bit RGB picture; see `open_image`. Raises ImageRefusedError."""
+        ...
+
+    def stored(self, path: str) -> bytes | np.ndarray:
+        """Return what is stored: the bytes of a file, or an array (H, W) or (H, W, C). Raises ImageRefusedError."""
         ...
 
     def inspect(self, path: str) -> Inspection:
@@ -38,7 +43,11 @@ class EncodedPictures(Pictures, Protocol):
     def read(self, path: str) -> bytes:
         """Return the bytes. Raises ImageRefusedError."""
 
-    def open(self, path: str, min_side: int | None) -> Image.Image:
+    def stored(self, path: str) -> bytes:
+        """Return the bytes."""
+        return self.read(path)
+
+    def open(self, path: str, min_side: int | None) -> Picture:
         """Decode the bytes."""
         return decode_bytes(self.read(path), path, min_side=min_side)
 

@@ -20,11 +20,11 @@ from typing import Final
 from PIL import Image
 
 from vitrail.config import SplitName
-from vitrail.data.images import Inspection, display_name, inspect_image, open_image
+from vitrail.data.images import Inspection, display_name, inspect_image, open_image, read_file
 from vitrail.data.inspections import FileKey, file_key
 from vitrail.data.records import Record
 from vitrail.data.sources.contract import Listing, Source, place_of
-from vitrail.data.sources.naming import is_read, split_called, suffix_of, why_not_read
+from vitrail.data.sources.naming import ARRAYS, is_read, split_called, suffix_of, why_not_read
 from vitrail.errors import DataError
 
 _NOT_FILES_OF_ANYONE: Final = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
@@ -40,6 +40,10 @@ class FolderPictures:
         """Decode the file."""
         return open_image(self._join(path), min_side=min_side)
 
+    def stored(self, path: str) -> bytes:
+        """Return the file's bytes."""
+        return read_file(self._join(path))
+
     def inspect(self, path: str) -> Inspection:
         """Decode the file once."""
         return inspect_image(self._join(path))
@@ -52,18 +56,18 @@ class FolderPictures:
         return os.path.join(self.root, path)  # noqa: PTH118  (per image)
 
 
-def open_folder(root: Path) -> Source:
-    """Return the source that a folder is."""
+def open_folder(root: Path, *, arrays: bool = False) -> Source:
+    """Return the source that a folder is; with ``arrays``, .npy files are pictures too."""
     return Source(
         name=display_name(root.resolve().name),
         place=place_of(root),
         pictures=FolderPictures(root),
-        list=lambda group_by: list_folder(root),
+        list=lambda group_by: list_folder(root, arrays=arrays),
     )
 
 
-def list_folder(root: Path) -> Listing:
-    """Find the pictures of a folder, by their names alone.
+def list_folder(root: Path, *, arrays: bool = False) -> Listing:
+    """Find the pictures of a folder, by their names alone; .npy files only with ``arrays``.
 
     Raises:
         DataError: if the folder has no class folders, or two folders stand for the same split.
@@ -79,15 +83,20 @@ def list_folder(root: Path) -> Listing:
             ignored["folders beside train, val and test"] = len(folders) - len(named)
         for folder, split in named.items():
             for label in _folders(root / folder, ignored):
-                found = walk_folder(root, f"{folder}/{label}", label, ignored)
+                found = walk_folder(root, f"{folder}/{label}", label, ignored, arrays=arrays)
                 listing.records += [replace(record, split=split) for record in found]
     else:
         for label in folders:
-            listing.records += walk_folder(root, label, label, ignored)
+            listing.records += walk_folder(root, label, label, ignored, arrays=arrays)
     if not listing.records:
         raise DataError(
             f"{display_name(root)} has no pictures in class folders. It takes one folder per class with pictures in it,"
             " or train, val and test folders of such."
+            + (
+                " Its .npy files are read where --channels says how many channels."
+                if ignored[f"{ARRAYS} files"]
+                else ""
+            )
         )
     listing.records.sort(key=lambda record: record.path)
     return listing
@@ -131,7 +140,9 @@ def _folders(parent: Path, ignored: Counter[str]) -> list[str]:
     return names
 
 
-def walk_folder(root: Path, prefix: str, label: str, ignored: Counter[str]) -> Iterator[Record]:
+def walk_folder(
+    root: Path, prefix: str, label: str, ignored: Counter[str], *, arrays: bool = False
+) -> Iterator[Record]:
     """Yield the files below ``root/prefix``. Each real folder is entered once, so links in a circle end."""
     entered: set[tuple[int, int]] = set()
     waiting = [prefix]
@@ -149,7 +160,7 @@ def walk_folder(root: Path, prefix: str, label: str, ignored: Counter[str]) -> I
                 continue
             suffix = suffix_of(entry.name)
             reason = why_not_read(suffix)
-            if reason or is_read(suffix) or not suffix:
+            if reason or is_read(suffix, arrays=arrays) or not suffix:
                 yield Record(path=path, label=label, reason=reason)
             else:
                 ignored[f"{display_name(suffix)} files"] += 1

@@ -17,12 +17,13 @@ from vitrail.errors import ConfigError, DataError, did_you_mean
 KINDS: Final = 'A source is a folder with one folder of pictures per class, a table of paths and labels, or "digits".'
 
 
-def open_source(name: str | Path, config: SourceConfig | None = None) -> Source:
+def open_source(name: str | Path, config: SourceConfig | None = None, *, arrays: bool = False) -> Source:
     """Return the source that a name means; its pictures are not looked at yet.
 
     Args:
         name: as a user gives it.
         config: how it is read.
+        arrays: .npy files are pictures too.
 
     Raises:
         DataError: if there is none.
@@ -44,7 +45,7 @@ def open_source(name: str | Path, config: SourceConfig | None = None) -> Source:
     if name == digits.NAME:
         return digits.open_digits()
     if path.is_dir():
-        return open_folder(path)
+        return open_folder(path, arrays=arrays)
     raise DataError(f"{display_name(path)} is a file that is no source. {KINDS}")
 
 

@@ -5,6 +5,9 @@ from typing import Final
 
 from vitrail.config import SplitName
 
+ARRAYS: Final = ".npy"
+"""Extension of pictures that have no red, green and blue, so that a number of channels has to be asked for."""
+
 _SPLITS: Final[dict[str, SplitName]] = {
     "train": "train",
     "training": "train",
@@ -34,9 +37,9 @@ def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122  (per file)
 
 
-def is_read(suffix: str) -> bool:
-    """Return whether files with this extension are pictures that are read."""
-    return suffix in _READ
+def is_read(suffix: str, *, arrays: bool = False) -> bool:
+    """Return whether files with this extension are pictures that are read; .npy with ``arrays`` alone."""
+    return suffix in _READ or (arrays and suffix == ARRAYS)
 
 
 def why_not_read(suffix: str) -> str:

@@ -24,6 +24,10 @@ class PixelPictures:
         """Return the picture in full size."""
         return to_rgb(Image.fromarray(self._pixels(path)))
 
+    def stored(self, path: str) -> np.ndarray:
+        """Return the array."""
+        return self._pixels(path)
+
     def inspect(self, path: str) -> Inspection:
         """Look at the picture."""
         pixels = self._pixels(path)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from rich.table import Table
 
 from vitrail.config import Preprocess, TrainConfig
-from vitrail.data import Split, display_name, prepare
+from vitrail.data import Split, display_name, prepare, shown
 from vitrail.evaluation.calibration import Calibration, calibrate, probabilities
 from vitrail.evaluation.intervals import Estimate
 from vitrail.evaluation.metrics import Metrics, classification_metrics
@@ -83,7 +83,7 @@ class ClassificationKit:
         surest_first = wrong[np.argsort(-table[wrong, answers[wrong]], kind="stable")]
         return tuple(
             ErrorCase(
-                picture=prepare(split.decode(int(outputs.indices[row])), preprocess),
+                picture=np.asarray(shown(prepare(split.decode(int(outputs.indices[row])), preprocess))),
                 name=display_name(split.paths[int(outputs.indices[row])]),
                 true=display_name(classes[outputs.labels[row]]),
                 predicted=display_name(classes[answers[row]]),

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from rich.table import Table
 
 from vitrail.config import Preprocess, TrainConfig
-from vitrail.data import Split, display_name, prepare
+from vitrail.data import Split, display_name, prepare, shown
 from vitrail.errors import ConfigError
 from vitrail.evaluation.intervals import Estimate
 from vitrail.evaluation.multilabel import MultiLabelMetrics, multilabel_metrics
@@ -102,7 +102,7 @@ class MultiLabelKit:
         rows = rows[np.argsort(-worst[rows], kind="stable")][:NUM_ERRORS_SHOWN]
         return tuple(
             LabelsCase(
-                picture=prepare(split.decode(int(outputs.indices[row])), preprocess),
+                picture=np.asarray(shown(prepare(split.decode(int(outputs.indices[row])), preprocess))),
                 name=display_name(split.paths[int(outputs.indices[row])]),
                 invented=_shown(split, np.where(given[row], sureness[row], -1), table[row]),
                 missed=_shown(split, np.where(given[row], -1, sureness[row]), table[row]),
