@@ -231,6 +231,24 @@ def test_the_readme_prepares_a_picture_as_training_did(exported, tmp_path, monke
     np.testing.assert_array_equal(np.asarray(names["picture"]), expected)
 
 
+@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_the_readme_prepares_channels_as_training_did(exported, tmp_path, monkeypatch, resize, dtype) -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.random((61, 47, 5)) * (1 if dtype == "float32" else np.iinfo(dtype).max)).astype(dtype)
+    np.save(tmp_path / "picture.npy", values)
+    five = (0.5,) * 5
+    preprocess = Preprocess(image_size=(32, 40), resize=resize, mean=five, std=five, channels=5, pixel_type=dtype)
+    description = json.loads((exported.folder / "bundle.json").read_text(encoding="utf-8"))
+    description["input"] = {**description["input"], "dtype": dtype, "shape": ["batch", 32, 40, 5]}
+    code = readme_code({**description, "preprocess": preprocess.to_dict()})
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code[: code.index("session =")], names)
+    assert names["images"].dtype == dtype
+    np.testing.assert_array_equal(names["images"][0], prepare(values, preprocess))
+
+
 def test_the_code_of_the_readme_runs_in_the_bundle(exported, bundle) -> None:
     Image.fromarray(exported.images[0]).resize((50, 64)).save(bundle / "picture.jpg")
     code = readme_code(json.loads((bundle / "bundle.json").read_text(encoding="utf-8")))

@@ -88,7 +88,7 @@ def widened(source: Source, inspections: Iterable[Inspection]) -> Source:
     if not isinstance(source.pictures, ChannelPictures):
         return source
     own = {inspection.mode.rpartition(" ")[2] for inspection in inspections}
-    widest = max((each for each in PIXEL_TYPES if each in own), key=PIXEL_TYPES.index, default="uint8")
+    widest = max((each for each in PIXEL_TYPES if each in own), key=PIXEL_TYPES.index, default=PIXEL_TYPES[0])
     return replace(source, pictures=replace(source.pictures, pixel_type=widest))
 
 

@@ -34,8 +34,8 @@ from vitrail.version import __version__
 Labels = NDArray[Any]
 """The class of each image, int ``(B,)``; or whether each class is there, bool ``(B, C)``."""
 
-ProofBatch = tuple[NDArray[np.uint8], Labels | None, Sequence[str]]
-"""Prepared RGB images ``(B, H, W, 3)``, their labels where known, their paths."""
+ProofBatch = tuple[NDArray[Any], Labels | None, Sequence[str]]
+"""Images ``(B, H, W, channels)``, prepared, their labels where known, their paths."""
 
 MAX_GOLDEN_IMAGES: Final = 16
 MAX_GOLDEN_BYTES: Final = 64 * 2**20
@@ -61,7 +61,7 @@ def export_bundle(
     tolerance nothing is left. Up to 16 of the images go into the bundle as golden vectors, and are so given away.
 
     Args:
-        model: takes normalised images ``(B, 3, H, W)`` and gives logits ``(B, C)``.
+        model: takes normalised images ``(B, 3, H, W)``, or of other channels, and gives logits ``(B, C)``.
         folder: the new bundle; must not exist.
         classes: names of the classes in the order of the logits.
         preprocess: how the images of ``batches`` were prepared.
@@ -110,14 +110,14 @@ def export_bundle(
 
 
 def write_bundle(
-    folder: Path, description: Mapping[str, Any], golden_images: NDArray[np.uint8], golden_logits: NDArray[np.float32]
+    folder: Path, description: Mapping[str, Any], golden_images: NDArray[Any], golden_logits: NDArray[np.float32]
 ) -> None:
     """Write everything that belongs beside ``model.onnx`` in ``folder``; the checksums of all files come last.
 
     Args:
         folder: holds model.onnx already.
         description: becomes bundle.json.
-        golden_images: prepared RGB images ``(N, H, W, 3)``.
+        golden_images: prepared images ``(N, H, W, channels)``.
         golden_logits: the trained model's answers to them ``(N, C)``.
     """
     write_json(folder / "bundle.json", description)
@@ -137,7 +137,7 @@ class _Answers:
     exported: NDArray[np.float32]
     labels: Labels | None
     paths: list[str]
-    golden_images: list[NDArray[np.uint8]]
+    golden_images: list[NDArray[Any]]
     golden_logits: list[NDArray[np.float32]]
 
 
@@ -146,12 +146,12 @@ class _GoldenPicker:
     """Keeps the first images of each class, equally many, so that a sorted split does not fill all places with one."""
 
     num_classes: int
-    images: list[NDArray[np.uint8]] = field(default_factory=list)
+    images: list[NDArray[Any]] = field(default_factory=list)
     logits: list[NDArray[np.float32]] = field(default_factory=list)
     seen: Counter[int] = field(default_factory=Counter)
 
-    def offer(self, image: NDArray[np.uint8], logits: NDArray[np.float32], labels: Sequence[int] | None) -> None:
-        """Take the image ``(H, W, 3)`` where one of its labels has a place left; None where they are not known.
+    def offer(self, image: NDArray[Any], logits: NDArray[np.float32], labels: Sequence[int] | None) -> None:
+        """Take the image where one of its labels has a place left; None where they are not known.
 
         Of several labels per image, no label is one of its own.
         """
@@ -233,13 +233,14 @@ def _identity(source: str | None, task: TaskName) -> dict[str, Any]:
 
 
 def _interface(preprocess: Preprocess, *, num_classes: int) -> dict[str, Any]:
+    meaning = "RGB, values 0 to 255" if preprocess.channels is None else "the picture's channels as they are"
     return {
         "model": {"file": "model.onnx", "opset": OPSET},
         "input": {
             "name": INPUT_NAME,
-            "dtype": "uint8",
-            "shape": ["batch", *preprocess.image_size, 3],
-            "meaning": "RGB, values 0 to 255, resized as preprocess tells; normalised inside the model",
+            "dtype": preprocess.pixel_type,
+            "shape": ["batch", *preprocess.image_size, preprocess.num_channels],
+            "meaning": f"{meaning}, resized as preprocess tells; normalised inside the model",
         },
         "outputs": [
             {"name": "logits", "dtype": "float32", "shape": ["batch", num_classes]},

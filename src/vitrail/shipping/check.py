@@ -31,6 +31,7 @@ MAX_GOLDEN_BYTES: Final = 256 * 2**20
 PROBABILITY_LIMIT: Final = 1e-5
 """Probabilities are at most 1 and made by one softmax or sigmoid in float32 (2^-24 = 6e-8 per operation)."""
 
+_ONNX_TYPES: Final = {"uint8": "tensor(uint8)", "uint16": "tensor(uint16)", "float32": "tensor(float)"}
 _FUNCTIONS: Final = {"classification": "softmax", "multilabel": "sigmoid"}
 
 Floats = NDArray[np.float32]
@@ -80,6 +81,9 @@ class Description:
     """Of a multilabel task alone: the probability of each class from which its label is given."""
     height: int
     width: int
+    channels: int
+    dtype: str
+    """Of the pixels, as numpy calls it."""
     num_golden: int
     logit_limit: float
 
@@ -211,12 +215,12 @@ def _read_description(folder: Path) -> Description:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BrokenBundleError(f"bundle.json lacks or misstates something: {type(error).__name__} {error}.") from None
     if not _is_sensible(description):
-        raise BrokenBundleError("bundle.json has a task, temperature, limit, size or list that no export writes.")
+        raise BrokenBundleError("bundle.json has a task, type, temperature, limit, size or list that no export writes.")
     return description
 
 
 def _parse_description(data: dict[str, Any]) -> Description:
-    _, height, width, _ = data["input"]["shape"]
+    _, height, width, channels = data["input"]["shape"]
     calibration = data["calibration"]
     return Description(
         task=str(data["task"]),
@@ -226,6 +230,8 @@ def _parse_description(data: dict[str, Any]) -> Description:
         thresholds=[float(each) for each in calibration.get("thresholds", [])],
         height=int(height),
         width=int(width),
+        channels=int(channels),
+        dtype=str(data["input"]["dtype"]),
         num_golden=int(data["golden"]["num_images"]),
         logit_limit=float(data["verification"]["logit_limit"]),
     )
@@ -235,11 +241,12 @@ def _is_sensible(description: Description) -> bool:
     return (
         bool(description.classes)
         and description.task in _FUNCTIONS
+        and description.dtype in _ONNX_TYPES
         and len(description.thresholds) == (len(description.classes) if description.task == "multilabel" else 0)
         and all(0 <= each <= 1 for each in description.thresholds)
         and all(isinstance(name, str) for name in description.classes)
         and all(math.isfinite(value) and value > 0 for value in (description.temperature, description.logit_limit))
-        and min(description.height, description.width, description.num_golden) > 0
+        and min(description.height, description.width, description.channels, description.num_golden) > 0
     )
 
 
@@ -267,9 +274,9 @@ def _open_model(path: Path) -> Any:
 
 
 def _check_interface(session: Any, description: Description) -> str:
-    size = [description.height, description.width, 3]
+    size = [description.height, description.width, description.channels]
     output = ("tensor(float)", [len(description.classes)])
-    expected = {"images": ("tensor(uint8)", size), "logits": output, "probabilities": output}
+    expected = {"images": (_ONNX_TYPES[description.dtype], size), "logits": output, "probabilities": output}
     # The first axis is the batch and must be free: onnxruntime gives its name, or the number it is fixed to.
     found = {item.name: (item.type, item.shape[1:]) for item in (*session.get_inputs(), *session.get_outputs())}
     if found != expected:
@@ -293,10 +300,10 @@ def _check_metadata(session: Any, description: Description) -> str:
     return f"{', '.join(expected)} inside the model are those of bundle.json"
 
 
-def _read_golden(path: Path, description: Description) -> tuple[NDArray[np.uint8], Floats]:
-    shape = (description.num_golden, description.height, description.width, 3)
+def _read_golden(path: Path, description: Description) -> tuple[NDArray[Any], Floats]:
+    shape = (description.num_golden, description.height, description.width, description.channels)
     expected: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-        "images.npy": (shape, np.dtype(np.uint8)),
+        "images.npy": (shape, np.dtype(description.dtype)),
         "logits.npy": ((description.num_golden, len(description.classes)), np.dtype(np.float32)),
     }
     try:
@@ -323,7 +330,7 @@ def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _run(session: Any, images: NDArray[np.uint8]) -> tuple[Floats, Floats]:
+def _run(session: Any, images: NDArray[Any]) -> tuple[Floats, Floats]:
     try:
         logits, probabilities = session.run(["logits", "probabilities"], {"images": images})
     except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no base of their own
@@ -345,7 +352,7 @@ def _check_golden(logits: Floats, expected: Floats, description: Description) ->
     return finding
 
 
-def _check_batch(session: Any, images: NDArray[np.uint8], logits: Floats, description: Description) -> str:
+def _check_batch(session: Any, images: NDArray[Any], logits: Floats, description: Description) -> str:
     alone = np.concatenate([_run(session, images[index : index + 1])[0] for index in range(len(images))])
     gap = _gap(alone, logits)
     if not gap <= description.logit_limit:

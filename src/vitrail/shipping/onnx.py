@@ -32,12 +32,13 @@ OUTPUT_NAMES: Final = ("logits", "probabilities")
 class DeployedClassifier(nn.Module):
     """The model between the two ends that a device needs: bytes in, logits and probabilities out.
 
-    ``(x / 255 - mean) / std`` is folded into one multiplication and one addition per channel. In float32 the two forms
-    differ by at most 3.4e-7 over all 256 byte values (measured with ImageNet's mean and std; the values reach 2.6).
+    ``(x / peak - mean) / std``, the peak of bytes being 255, is folded into one multiplication and one addition per
+    channel. In float32 the two forms differ by at most 3.4e-7 over all 256 byte values (measured with ImageNet's mean
+    and std; the values reach 2.6).
 
     Args:
-        model: takes normalised images ``(B, 3, H, W)`` and gives logits ``(B, C)``.
-        preprocess: gives mean and std.
+        model: takes normalised images ``(B, 3, H, W)``, or of other channels, and gives logits ``(B, C)``.
+        preprocess: gives peak, mean and std.
         readout: how probabilities are made of the logits.
     """
 
@@ -48,15 +49,15 @@ class DeployedClassifier(nn.Module):
         super().__init__()
         self.model = model
         self.readout = readout
-        mean = torch.tensor(preprocess.mean, dtype=torch.float64).view(3, 1, 1)
-        std = torch.tensor(preprocess.std, dtype=torch.float64).view(3, 1, 1)
-        self.register_buffer("scale", (1 / (255 * std)).float())
+        mean = torch.tensor(preprocess.mean, dtype=torch.float64).view(-1, 1, 1)
+        std = torch.tensor(preprocess.std, dtype=torch.float64).view(-1, 1, 1)
+        self.register_buffer("scale", (1 / (preprocess.peak * std)).float())
         self.register_buffer("shift", (-mean / std).float())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits ``(B, C)`` and probabilities ``(B, C)`` of RGB bytes ``(B, H, W, 3)``."""
+        """Return logits ``(B, C)`` and probabilities ``(B, C)`` of pixels ``(B, H, W, channels)``."""
         # Without contiguous() the strides of the permuted tensor tie the graph to the batch size of the example.
-        pixels = images.permute(0, 3, 1, 2).contiguous().float()  # (B, 3, H, W)
+        pixels = images.permute(0, 3, 1, 2).contiguous().float()  # (B, channels, H, W)
         logits = self.model(pixels * self.scale + self.shift)
         return logits, self.readout.activate(logits)
 
@@ -66,8 +67,9 @@ def export_onnx(
 ) -> None:
     """Write ``model`` as one ONNX file with normalisation, labels and probabilities inside and a dynamic batch.
 
-    The input ``images`` is uint8 RGB ``(B, H, W, 3)``, already resized to ``preprocess.image_size``: how a picture is
-    resized is told in the file's metadata and not part of the graph. The outputs are ``logits`` ``(B, C)`` and
+    The input ``images`` is uint8 RGB ``(B, H, W, 3)``, or has the channels and the type of ``preprocess``, already
+    resized to ``preprocess.image_size``: how a picture is resized is told in the file's metadata and not part of the
+    graph. The outputs are ``logits`` ``(B, C)`` and
     ``probabilities``, the softmax (or with several labels the sigmoids) of the logits divided by the temperature. Batch
     norms and parallel branches are folded into convolutions. The model itself is left as it was.
 
@@ -84,7 +86,7 @@ def export_onnx(
     """
     readout = readout or Readout()
     deployed = DeployedClassifier(fold(model).cpu().float(), preprocess, readout).eval()
-    graph = _trace(deployed, preprocess.image_size)
+    graph = _trace(deployed, preprocess)
     num_logits = graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     if num_logits != len(classes):
         raise ConfigError(
@@ -100,15 +102,13 @@ def export_onnx(
 
 def metadata(preprocess: Preprocess, classes: Sequence[str], readout: Readout) -> dict[str, str]:
     """Return what the file tells about itself: text by name, JSON where it is more than a sentence."""
-    height, width = preprocess.image_size
     told = {
         "vitrail_version": __version__,
         "task": readout.task,
         "labels": json.dumps(list(classes)),
         "preprocess": json.dumps(preprocess.to_dict()),
         "temperature": repr(float(readout.temperature)),
-        "input": f"{INPUT_NAME}: uint8 RGB (batch, {height}, {width}, 3), values 0 to 255. Turn the picture upright by "
-        "its EXIF tag and resize it as preprocess tells; normalisation by mean and std is inside the graph.",
+        "input": _describe_input(preprocess),
         "output": f"logits: float32 (batch, {len(classes)}), in the order of labels. "
         "probabilities: softmax of logits divided by temperature.",
     }
@@ -121,9 +121,24 @@ def metadata(preprocess: Preprocess, classes: Sequence[str], readout: Readout) -
     return told
 
 
-def _trace(deployed: DeployedClassifier, image_size: tuple[int, int]) -> onnx.ModelProto:
+def _describe_input(preprocess: Preprocess) -> str:
+    height, width = preprocess.image_size
+    inside = "normalisation by mean and std is inside the graph."
+    if preprocess.channels is None:
+        return (
+            f"{INPUT_NAME}: uint8 RGB (batch, {height}, {width}, 3), values 0 to 255. Turn the picture upright by "
+            f"its EXIF tag and resize it as preprocess tells; {inside}"
+        )
+    return (
+        f"{INPUT_NAME}: {preprocess.pixel_type} (batch, {height}, {width}, {preprocess.channels}), the picture's "
+        f"channels as they are. Resize each as preprocess tells; division by {preprocess.peak:g} and {inside}"
+    )
+
+
+def _trace(deployed: DeployedClassifier, preprocess: Preprocess) -> onnx.ModelProto:
     # A batch of 2: torch.export takes a size of 1 for a constant in some layouts.
-    example = torch.zeros((2, *image_size, 3), dtype=torch.uint8)
+    shape, dtype = (2, *preprocess.image_size, preprocess.num_channels), getattr(torch, preprocess.pixel_type)
+    example = torch.zeros(shape, dtype=dtype)
     with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
             deployed,

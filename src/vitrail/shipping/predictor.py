@@ -41,8 +41,8 @@ class OnnxPredictor:
             raise BundleError(f"{folder / 'bundle.json'} cannot be read ({error}); export the bundle again.") from error
         self._session = open_session(folder / "model.onnx", threads=threads)
 
-    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return logits ``(B, C)`` of prepared RGB images ``(B, H, W, 3)``."""
+    def logits(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """Return logits ``(B, C)`` of prepared images ``(B, H, W, channels)``."""
         return run_logits(self._session, pixels)
 
 
@@ -68,7 +68,7 @@ def open_session(path: Path, *, threads: int | None = None) -> Any:
         raise BundleError(f"onnxruntime cannot open {path} ({error}); export the bundle again.") from error
 
 
-def run_logits(session: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return logits ``(B, C)`` of RGB images ``(B, H, W, 3)``."""
+def run_logits(session: Any, pixels: NDArray[Any]) -> NDArray[np.float32]:
+    """Return logits ``(B, C)`` of images ``(B, H, W, channels)``."""
     (logits,) = session.run(["logits"], {"images": np.ascontiguousarray(pixels)})
     return np.asarray(logits, dtype=np.float32)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from vitrail.config import Preprocess
+
 # How each way of resizing is written with Pillow. The tests run these lines against `vitrail.data.images.prepare`.
 _RESIZING: Final = {
     "crop": "picture = ImageOps.fit(picture, (width, height), {filter}, bleed={bleed:.6g})",
@@ -10,9 +12,33 @@ _RESIZING: Final = {
     "pad": (
         "scale = min(width / picture.width, height / picture.height)\n"
         "fitted = picture.resize([max(1, round(side * scale)) for side in picture.size], {filter})\n"
-        'picture = Image.new("RGB", (width, height))\n'
+        "picture = Image.new(fitted.mode, (width, height))\n"
         "picture.paste(fitted, ((width - fitted.width) // 2, (height - fitted.height) // 2))"
     ),
+}
+
+_RGB: Final = """\
+picture = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGB")
+{resizing}
+images = np.asarray(picture)[None]"""
+
+_CHANNELS: Final = """\
+planes = []
+for plane in np.moveaxis(np.load("picture.npy"), -1, 0):  # (any height, any width, {channels}) of {dtype}, upright
+    picture = Image.fromarray({plane})
+    {resizing}
+    planes.append(np.asarray(picture))
+images = {stacked}[None]"""
+
+_MEANING: Final = {
+    "rgb": """\
+uint8, `(batch, {height}, {width}, 3)`, red, green, blue from 0 to 255; any number of images at once.
+  Normalisation (mean {mean}, std {std} of values divided by 255) is inside the model: do not do it again.
+  Pictures with transparency were laid on white for training.""",
+    "channels": """\
+{dtype}, `(batch, {height}, {width}, {channels})`, the channels of a picture as they are; any number of
+  images at once. Normalisation (mean {mean}, std {std} of values divided by {peak:g}) is inside the model: do not do
+  it again.""",
 }
 
 # What is printed of the probabilities.
@@ -45,17 +71,14 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 height, width = {height}, {width}
-picture = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGB")
-{resizing}
+{loading}
 session = onnxruntime.InferenceSession("model.onnx")
-_, probabilities = session.run(None, {{"images": np.asarray(picture)[None]}})
+_, probabilities = session.run(None, {{"images": images}})
 labels = open("labels.txt", encoding="utf-8").read().split("\\n")
 {reading}
 ```
 
-* Input `images`: uint8, `(batch, {height}, {width}, 3)`, red, green, blue from 0 to 255; any number of images at once.
-  Normalisation (mean {mean}, std {std} of values divided by 255) is inside the model: do not do it again.
-  Pictures with transparency were laid on white for training.
+* Input `images`: {meaning}
 * Output `logits`: float32, `(batch, {num_classes})`, in the order of labels.txt.
 * Output `probabilities`: {function} of logits / {temperature:.4g}, the temperature of the calibration.{decision}
 
@@ -90,15 +113,44 @@ def bundle_readme(description: Mapping[str, Any]) -> str:
         f"{parity['num_images']} validation images, logits apart by at most {parity['max_logit_difference']:.1g}",
         height=height,
         width=width,
-        resizing=resizing,
+        loading=_loading(description["input"], preprocess, resizing),
+        meaning=_meaning(description["input"], preprocess),
         reading=_READING[description["task"]].format(thresholds=thresholds),
-        mean=list(preprocess["mean"]),
-        std=list(preprocess["std"]),
         num_classes=len(description["classes"]),
         function="sigmoid" if several else "softmax",
         temperature=calibration["temperature"],
         decision=_decision(description),
         num_golden=description["golden"]["num_images"],
+    )
+
+
+def _loading(given: Mapping[str, Any], preprocess: Mapping[str, Any], resizing: str) -> str:
+    """Return the lines that make ``images`` of a picture; ``given`` is the input in bundle.json."""
+    if "channels" not in preprocess:
+        return _RGB.format(resizing=resizing)
+    dtype, stacked = given["dtype"], "np.stack(planes, axis=-1)"
+    if dtype == "uint16":
+        stacked = f"np.clip(np.rint({stacked}), 0, 65535).astype(np.uint16)"
+    return _CHANNELS.format(
+        channels=preprocess["channels"],
+        dtype=dtype,
+        plane="np.ascontiguousarray(plane)" if dtype == "uint8" else "plane.astype(np.float32)",
+        resizing=resizing.replace("\n", "\n    "),
+        stacked=stacked,
+    )
+
+
+def _meaning(given: Mapping[str, Any], preprocess: Mapping[str, Any]) -> str:
+    """Return what is told of the input."""
+    _, height, width, channels = given["shape"]
+    return _MEANING["channels" if "channels" in preprocess else "rgb"].format(
+        dtype=given["dtype"],
+        height=height,
+        width=width,
+        channels=channels,
+        mean=list(preprocess["mean"]),
+        std=list(preprocess["std"]),
+        peak=Preprocess.from_dict(dict(preprocess)).peak,
     )
 
 

@@ -152,7 +152,7 @@ def _describe(target: str, image_size: int | None) -> tuple[tuple[int, int], int
         return OnnxPredictor(target).preprocess.image_size, None
     if Path(target).exists():
         trained, preprocess = open_model(target, None)
-        return preprocess.image_size, model_cost(trained, preprocess.image_size).macs
+        return preprocess.image_size, model_cost(trained, preprocess.image_size, preprocess.num_channels).macs
     if os.sep in target or target.endswith(".safetensors"):
         raise ConfigError(f"There is no run, bundle or checkpoint {target}.")
     try:

@@ -104,11 +104,21 @@ def _onnx(path: str, image_size: list[int]) -> tuple[Turn, Answer]:
         if threads not in sessions:
             sessions.clear()  # one at a time, for the memory
             sessions[threads] = open_session(Path(path), threads=threads)
-        rng = np.random.default_rng(0)
-        pixels = rng.integers(0, 256, (question["batch_size"], *image_size, 3), dtype=np.uint8)
-        return _measure(lambda: run_logits(sessions[threads], pixels), question, before, torch.device("cpu"))
+        session = sessions[threads]
+        pixels = _random_pixels(session, (question["batch_size"], *image_size))
+        return _measure(lambda: run_logits(session, pixels), question, before, torch.device("cpu"))
 
     return turn, {}
+
+
+def _random_pixels(session: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return images (B, H, W, C) of the channels and the type that a model takes."""
+    given, rng = session.get_inputs()[0], np.random.default_rng(0)
+    shape = (*shape, given.shape[3])
+    if given.type == "tensor(float)":
+        return rng.random(shape, dtype=np.float32)
+    dtype = np.uint16 if given.type == "tensor(uint16)" else np.uint8
+    return rng.integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
 
 
 def _torch(target: str, runtime: str, precision: str, device: str, image_size: int | None) -> tuple[Turn, Answer]:
@@ -128,7 +138,7 @@ def _torch(target: str, runtime: str, precision: str, device: str, image_size: i
 
     def turn(question: Question) -> Answer:
         torch.set_num_threads(question["threads"])
-        shape = (question["batch_size"], 3, *preprocess.image_size)
+        shape = (question["batch_size"], preprocess.num_channels, *preprocess.image_size)
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(where, memory_format=layout)
 
         @torch.inference_mode()
