@@ -79,9 +79,8 @@ class Description:
     temperature: float
     thresholds: list[float]
     """Of a multilabel task alone: the probability of each class from which its label is given."""
-    height: int
-    width: int
-    channels: int
+    size: list[int]
+    """Height, width and channels of the pixels."""
     dtype: str
     """Of the pixels, as numpy calls it."""
     num_golden: int
@@ -101,8 +100,8 @@ class Proof:
     def description(self) -> str:
         """bundle.json can be read and says what the other checks need."""
         self.described = _read_description(self.folder)
-        described = self.described
-        return f"{described.task} of {len(described.classes)} classes, {described.height} x {described.width} pixels"
+        described, (height, width, _) = self.described, self.described.size
+        return f"{described.task} of {len(described.classes)} classes, {height} x {width} pixels"
 
     def labels(self) -> str:
         """labels.txt tells the same classes."""
@@ -220,7 +219,7 @@ def _read_description(folder: Path) -> Description:
 
 
 def _parse_description(data: dict[str, Any]) -> Description:
-    _, height, width, channels = data["input"]["shape"]
+    _, *size = data["input"]["shape"]
     calibration = data["calibration"]
     return Description(
         task=str(data["task"]),
@@ -228,9 +227,7 @@ def _parse_description(data: dict[str, Any]) -> Description:
         preprocess=dict(data["preprocess"]),
         temperature=float(calibration["temperature"]),
         thresholds=[float(each) for each in calibration.get("thresholds", [])],
-        height=int(height),
-        width=int(width),
-        channels=int(channels),
+        size=[int(side) for side in size],
         dtype=str(data["input"]["dtype"]),
         num_golden=int(data["golden"]["num_images"]),
         logit_limit=float(data["verification"]["logit_limit"]),
@@ -246,7 +243,8 @@ def _is_sensible(description: Description) -> bool:
         and all(0 <= each <= 1 for each in description.thresholds)
         and all(isinstance(name, str) for name in description.classes)
         and all(math.isfinite(value) and value > 0 for value in (description.temperature, description.logit_limit))
-        and min(description.height, description.width, description.channels, description.num_golden) > 0
+        and len(description.size) == 3
+        and min(*description.size, description.num_golden) > 0
     )
 
 
@@ -274,9 +272,8 @@ def _open_model(path: Path) -> Any:
 
 
 def _check_interface(session: Any, description: Description) -> str:
-    size = [description.height, description.width, description.channels]
     output = ("tensor(float)", [len(description.classes)])
-    expected = {"images": (_ONNX_TYPES[description.dtype], size), "logits": output, "probabilities": output}
+    expected = {"images": (_ONNX_TYPES[description.dtype], description.size), "logits": output, "probabilities": output}
     # The first axis is the batch and must be free: onnxruntime gives its name, or the number it is fixed to.
     found = {item.name: (item.type, item.shape[1:]) for item in (*session.get_inputs(), *session.get_outputs())}
     if found != expected:
@@ -301,9 +298,8 @@ def _check_metadata(session: Any, description: Description) -> str:
 
 
 def _read_golden(path: Path, description: Description) -> tuple[NDArray[Any], Floats]:
-    shape = (description.num_golden, description.height, description.width, description.channels)
     expected: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-        "images.npy": (shape, np.dtype(description.dtype)),
+        "images.npy": ((description.num_golden, *description.size), np.dtype(description.dtype)),
         "logits.npy": ((description.num_golden, len(description.classes)), np.dtype(np.float32)),
     }
     try:
