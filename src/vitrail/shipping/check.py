@@ -80,9 +80,8 @@ class Description:
     thresholds: list[float]
     """Of a multilabel task alone: the probability of each class from which its label is given."""
     size: list[int]
-    """Height, width and channels of the pixels."""
     dtype: str
-    """Of the pixels, as numpy calls it."""
+    """Of pixels of this size: height, width and channels."""
     num_golden: int
     logit_limit: float
 
@@ -219,7 +218,7 @@ def _read_description(folder: Path) -> Description:
 
 
 def _parse_description(data: dict[str, Any]) -> Description:
-    _, *size = data["input"]["shape"]
+    _, height, width, channels = data["input"]["shape"]
     calibration = data["calibration"]
     return Description(
         task=str(data["task"]),
@@ -227,7 +226,7 @@ def _parse_description(data: dict[str, Any]) -> Description:
         preprocess=dict(data["preprocess"]),
         temperature=float(calibration["temperature"]),
         thresholds=[float(each) for each in calibration.get("thresholds", [])],
-        size=[int(side) for side in size],
+        size=[int(height), int(width), int(channels)],
         dtype=str(data["input"]["dtype"]),
         num_golden=int(data["golden"]["num_images"]),
         logit_limit=float(data["verification"]["logit_limit"]),
@@ -243,7 +242,6 @@ def _is_sensible(description: Description) -> bool:
         and all(0 <= each <= 1 for each in description.thresholds)
         and all(isinstance(name, str) for name in description.classes)
         and all(math.isfinite(value) and value > 0 for value in (description.temperature, description.logit_limit))
-        and len(description.size) == 3
         and min(*description.size, description.num_golden) > 0
     )
 
