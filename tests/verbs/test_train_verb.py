@@ -78,7 +78,7 @@ def test_the_configuration_of_a_run_has_nothing_undecided(trained):
     config = json.loads((trained.path / "config.json").read_text())
     means_of_the_machine = {"cache", "compile"}  # and the device, which is given here
     of_tables = {"path_column", "label_column", "split_column", "label_separator", "root"}
-    not_asked_for = {"group_by", "pretrained", "teacher", "time_budget", "patience"} | of_tables
+    not_asked_for = {"channels", "group_by", "pretrained", "teacher", "time_budget", "patience"} | of_tables
     assert {name for name, value in config.items() if value == "auto"} == means_of_the_machine
     assert {name for name, value in config.items() if value is None} == not_asked_for
     assert config["name"] == "colours"
