@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import vitrail
 from vitrail.errors import DataError
@@ -23,7 +25,23 @@ def as_table(colours: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
     return folder / "labels.csv", options
 
 
-MAKERS: dict[str, Callable[[Path, Path], tuple[Path, dict[str, Any]]]] = {"table": as_table}
+def as_archive(colours: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
+    folder.mkdir()
+    paths = sorted(colours.rglob("*.png"))
+    names = sorted({path.parent.name for path in paths})
+    arrays = {
+        "images": np.stack([np.asarray(Image.open(path)) for path in paths]),
+        "labels": np.array([names.index(path.parent.name) for path in paths]),
+        "class_names": np.array(names),
+    }
+    np.savez_compressed(folder / "set.npz", **arrays)
+    return folder / "set.npz", {}
+
+
+MAKERS: dict[str, Callable[[Path, Path], tuple[Path, dict[str, Any]]]] = {
+    "table": as_table,
+    "archive": as_archive,
+}
 
 
 @pytest.mark.parametrize("kind", MAKERS)

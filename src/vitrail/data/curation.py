@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vitrail.config import DataConfig, SplitName
-from vitrail.data.duplicates import Duplicate, DuplicateKind, find_duplicates, group_numbers
+from vitrail.data.duplicates import LIMITS, Duplicate, DuplicateKind, find_duplicates, group_numbers
 from vitrail.data.hashes import perceptual_hashes
 from vitrail.data.images import THUMB_SIDE, Inspection, display_name
 from vitrail.data.inspections import PairCache
@@ -108,7 +108,7 @@ def _find_duplicates(
     if config.duplicates == "off" or not known:
         return []
     kept_channels = "" if config.channels is None else f" {config.channels}"
-    cache = PairCache(known, f"{config.duplicates} {config.mirrored}{kept_channels}")
+    cache = PairCache(known, f"{config.duplicates} {config.mirrored} {LIMITS}{kept_channels}")
     kept = cache.read()
     if kept is not None:
         return [Duplicate(int(row[0]), int(row[1]), _KINDS[int(row[2])], row[3]) for row in kept.tolist()]

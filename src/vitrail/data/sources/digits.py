@@ -6,7 +6,7 @@ import numpy as np
 
 from vitrail.data.records import Record
 from vitrail.data.sources.contract import Listing, Source, Traits
-from vitrail.data.sources.pixels import PixelPictures
+from vitrail.data.sources.pixels import ArrayPictures, Block
 
 NAME: Final = "digits"
 
@@ -23,7 +23,7 @@ def open_digits() -> Source:
     return Source(
         name=NAME,
         place=NAME,
-        pictures=PixelPictures({NAME: pixels}, file=None),
+        pictures=ArrayPictures({NAME: Block(pixels)}),
         list=lambda group_by: Listing(divided=False, records=records),
         traits=Traits(flip=False, augment="light"),
     )

@@ -7,14 +7,18 @@ from typing import Final
 
 from vitrail.config import SourceConfig
 from vitrail.data.images import display_name
-from vitrail.data.sources import digits
+from vitrail.data.sources import digits, npz
 from vitrail.data.sources.contract import Pictures, Source
 from vitrail.data.sources.folder import FolderPictures, open_folder
+from vitrail.data.sources.idx import is_idx, open_idx
 from vitrail.data.sources.table import open_table_source
 from vitrail.data.sources.tabular import is_table
 from vitrail.errors import ConfigError, DataError, did_you_mean
 
-KINDS: Final = 'A source is a folder with one folder of pictures per class, a table of paths and labels, or "digits".'
+KINDS: Final = (
+    "A source is a folder with one folder of pictures per class, a table of paths and labels (.csv, .tsv, .parquet), an"
+    ' archive of arrays (.npz), idx files, or "digits".'
+)
 
 
 def open_source(name: str | Path, config: SourceConfig | None = None, *, arrays: bool = False) -> Source:
@@ -44,8 +48,12 @@ def open_source(name: str | Path, config: SourceConfig | None = None, *, arrays:
         )
     if name == digits.NAME:
         return digits.open_digits()
+    if is_idx(path):
+        return open_idx(path)
     if path.is_dir():
         return open_folder(path, arrays=arrays)
+    if path.suffix.lower() == npz.SUFFIX:
+        return npz.open_npz(path)
     raise DataError(f"{display_name(path)} is a file that is no source. {KINDS}")
 
 
