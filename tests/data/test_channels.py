@@ -4,6 +4,7 @@ import io
 import struct
 import sys
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from vitrail.data import (
     load_pixels,
     open_dataset,
     open_evaluation_set,
+    open_image,
     shown,
 )
-from vitrail.data.augment import finish
+from vitrail.data.augment import cut_out, finish
 from vitrail.data.planes import LUMA, MAX_DECODED_BYTES, decode_planes, fit
 from vitrail.errors import ConfigError, DataError
 
@@ -174,6 +176,30 @@ def test_without_tifffile_its_files_are_refused_with_what_to_do(monkeypatch: pyt
     assert "pip install 'vitrail[tiff]'" in reason(data)
 
 
+@pytest.mark.skipif(find_spec("imagecodecs") is not None, reason="imagecodecs is installed and decodes it")
+def test_a_compression_that_needs_another_package_names_it() -> None:
+    data = bytearray(tiff(WORDS, photometric="minisblack", planarconfig="contig", compression="zlib"))
+    place = data.index(struct.pack("<HHI", 259, 3, 1)) + 8
+    data[place : place + 2] = struct.pack("<H", 5)  # LZW
+    assert reason(bytes(data), 7) == "its compression needs the package imagecodecs (pip install 'vitrail[tiff]')"
+
+
+def test_without_channels_a_tiff_of_many_is_refused_with_the_flag(tmp_path: Path) -> None:
+    (tmp_path / "x.tif").write_bytes(tiff(BYTES, photometric="minisblack", planarconfig="contig"))
+    with pytest.raises(ImageRefusedError, match="a damaged TIFF, or one of channels that only --channels reads"):
+        open_image(tmp_path / "x.tif")
+
+
+def test_tables_lead_to_arrays_too(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", noise("uint8", 5))
+    paths = sorted((tmp_path / "set").rglob("*.npy"))
+    rows = [f"set/{path.parent.name}/{path.name},{path.parent.name}" for path in paths]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    dataset = open_dataset(tmp_path / "table.csv", DataConfig(channels=5))
+    assert sum(len(split) for split in dataset.splits.values()) == 24
+    assert dataset.splits["train"].decode(0).shape == (18, 24, 5)
+
+
 def test_damaged_tiffs_are_refused() -> None:
     data = tiff(WORDS, photometric="minisblack", planarconfig="contig", compression="zlib")
     for length in (4, 8, 60, len(data) // 2):
@@ -246,6 +272,15 @@ def test_batches_keep_type_and_channels_with_or_without_cache(tmp_path: Path, dt
         (pixels,) = [each.pixels for each in EvalLoader(split, preprocess, 64, workers=1)]
         assert pixels.dtype == dtype
         assert pixels.shape == (len(split), 16, 16, 5)
+
+
+@pytest.mark.parametrize("array", [BYTES, WORDS, FLOATS])
+def test_a_random_crop_keeps_every_bit_where_nothing_is_resized(array: np.ndarray) -> None:
+    height, width = array.shape[:2]
+    crop = np.array([2 / width, 3 / height, 9 / width, 8 / height])
+    cut = cut_out(array, crop, (5, 7), 0.0).numpy()
+    assert cut.dtype == array.dtype
+    assert np.array_equal(cut, array[3:8, 2:9])
 
 
 def test_mean_and_std_are_those_of_the_training_images(tmp_path: Path) -> None:

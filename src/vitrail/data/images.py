@@ -55,6 +55,9 @@ THUMB_SIDE: Final = 24
 INSPECTED_SIDE: Final = 2 * THUMB_SIDE
 """Shortest side in pixels at which a JPEG is decoded to be inspected."""
 
+TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of a TIFF, of either byte order and with 32- or 64-bit offsets."""
+
 _RESERVE: Final = 2
 _SCAN_MARKER: Final = b"\xff\xda"
 _PAGED_PHOTOGRAPHS: Final = frozenset({"MPO"})
@@ -290,6 +293,10 @@ def decode_with(convert: Callable[[Image.Image], Image.Image], data: bytes, min_
             name = image.format or ""
     except RefusalError:
         raise
+    except UnidentifiedImageError as error:
+        if data.startswith(TIFF_STARTS):
+            raise RefusalError("it is a damaged TIFF, or one of channels that only --channels reads") from error
+        raise RefusalError(why_damaged(error)) from error
     except Exception as error:  # A decoder raises anything on hostile bytes; here it becomes a refusal.
         raise RefusalError(why_damaged(error)) from error
     if orientation in _TURNS:

@@ -27,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from vitrail.config import PixelType, Preprocess
 from vitrail.data.images import (
     MAX_PIXELS,
+    TIFF_STARTS,
     ImageRefusedError,
     RefusalError,
     decode_bytes,
@@ -53,7 +54,6 @@ for _name in ("PIL.TiffImagePlugin", "tifffile"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
 
 _NPY: Final = b"\x93NUMPY"
-_TIFF: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _KINDS: Final = {
     **dict.fromkeys(("L", "I", "I;16", "I;16L", "I;16B", "F"), "grey"),
     "LA": "grey with transparency",
@@ -109,7 +109,7 @@ def decode_planes(stored: bytes | np.ndarray, name: str | Path, *, min_side: int
             return _of_array(stored, "")
         if stored.startswith(_NPY):
             return _from_npy(stored)
-        if stored.startswith(_TIFF) and not _pillow_reads_all(stored):
+        if stored.startswith(TIFF_STARTS) and not _pillow_reads_all(stored):
             return _from_tiff(stored)
         return _from_pillow(stored, min_side)
     except RefusalError as refusal:
@@ -252,6 +252,8 @@ def _from_tiff(data: bytes) -> Planes:
     except RefusalError:
         raise
     except Exception as error:  # a decoder raises anything on hostile bytes
+        if "imagecodecs" in str(error):
+            raise RefusalError("its compression needs the package imagecodecs (pip install 'vitrail[tiff]')") from error
         raise RefusalError(why_damaged(error)) from error
     found = _of_array(values, "TIFF", kind="RGB" if is_rgb else None)
     return replace(found, animated=animated)
