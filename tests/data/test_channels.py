@@ -373,6 +373,21 @@ def test_evaluation_sets_have_the_channels_of_the_model(tmp_path: Path) -> None:
         open_evaluation_set(root, ("a", "b"), preprocess=narrow)
 
 
+@pytest.mark.parametrize("array", [WORDS, FLOATS])
+def test_archives_of_arrays_keep_their_channels(tmp_path: Path, array: np.ndarray) -> None:
+    images = np.stack([np.roll(array, shift, axis=1) for shift in range(10)] * 2)
+    images += np.arange(20, dtype=array.dtype)[:, None, None, None]
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(20) % 2)
+    dataset = open_dataset(tmp_path / "x.npz", DataConfig(channels=7, duplicates="off"))
+    split = dataset.splits["train"]
+    assert np.array_equal(split.decode(0), images[int(split.paths[0].rpartition("/")[2])])
+    with pytest.raises(DataError, match=r"7 channels; pictures have 1, 3 or 4\. --channels 7 keeps them"):
+        open_dataset(tmp_path / "x.npz")
+    np.savez(tmp_path / "grey.npz", images=WORDS.transpose(2, 0, 1)[[0, 1, 2, 3, 4, 5]], labels=np.arange(6) % 2)
+    findings = open_dataset(tmp_path / "grey.npz", DataConfig(duplicates="off")).findings
+    assert any("6 files of more than 8 bits per channel" in item.text for item in findings.items)
+
+
 def test_built_in_digits_are_grey_as_they_are() -> None:
     split = open_dataset("digits", DataConfig(channels=1)).splits["val"]
     assert split.decode(0).shape == (8, 8, 1)

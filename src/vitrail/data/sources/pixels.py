@@ -69,6 +69,7 @@ class ArrayPictures:
         picture = self.open(path, None)
         sha256 = hashlib.sha256(stored.tobytes()).hexdigest()
         mode = _MODES[1 if stored.ndim == 2 else stored.shape[2]]
+        mode += ";16" if stored.dtype == np.uint16 or stored.dtype.kind == "f" else ""  # more than 8 bits were reduced
         return inspect_picture(picture, size=picture.size, sha256=sha256, format="", mode=mode)
 
     def key(self, path: str) -> FileKey | None:
@@ -93,7 +94,8 @@ def numbered(name: str, num: int) -> list[str]:
 def _picture(pixels: np.ndarray, path: str, peak: float) -> Image.Image:
     """Return pixels of any type as an 8-bit picture, by the rule of `vitrail.data.sources.arrays`."""
     if pixels.ndim == 3 and pixels.shape[2] not in CHANNELS:
-        raise ImageRefusedError(path, f"it has {pixels.shape[2]} channels; pictures have 1, 3 or 4")
+        num = pixels.shape[2]
+        raise ImageRefusedError(path, f"it has {num} channels; pictures have 1, 3 or 4. --channels {num} keeps them")
     if pixels.dtype == np.uint8:
         return Image.fromarray(pixels)
     if pixels.dtype == np.bool_:
