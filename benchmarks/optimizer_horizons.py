@@ -274,7 +274,10 @@ def fixed_table(trials: Trials, task: str, reference: str) -> str:
         for arm in ARMS:
             values = arms.get(arm, {})
             shared = sorted(values.keys() & other.keys())
-            if arm == reference or len(shared) < 3:
+            if len(shared) < 3 or len(arms) < 2:
+                continue
+            if arm == reference:
+                lines.append(f"| {arm} | {steps} | {len(shared)} | {statistics.mean(values.values()):.1%} | |")
                 continue
             differences = [100 * (values[seed] - other[seed]) for seed in shared]
             mean, half = statistics.mean(differences), half_width(differences)
@@ -365,6 +368,7 @@ def main() -> None:
     )
     parser.add_argument("--last", type=int, default=20, help="place on the grid after which an optimizer is given up")
     parser.add_argument("--steps", type=int, help="of fixed")
+    parser.add_argument("--reference", choices=list(ARMS), default="muon8", help="of the table of equal steps")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=1)
@@ -393,7 +397,7 @@ def main() -> None:
         trials = Trials(path)
         for text in (
             horizons_table(trials, path.stem, targets[path.stem]),
-            fixed_table(trials, path.stem, "muon8"),
+            fixed_table(trials, path.stem, options.reference),
             tuning_table(trials, path.stem),
         ):
             print(text, end="\n\n")

@@ -81,6 +81,16 @@ def test_the_setting_that_is_best_at_the_longest_length_is_used(horizons, tmp_pa
     assert horizons.best(again, "adamw") == (1, horizons.points("adamw", 2)[1])
 
 
+def test_equal_steps_are_compared_with_the_reference_that_was_trained_as_long(horizons, tmp_path):
+    trials = horizons.Trials(tmp_path / "task.jsonl")
+    for arm, gain, steps in (("muon8", 0.0, 300), ("adamw", -0.1, 300), ("sgd", -0.2, 900)):
+        for seed in range(3):
+            test = 0.8 + gain + seed / 100
+            trials.add({"kind": "run", "arm": arm, "number": 0, "steps": steps, "seed": seed, "test": test})
+    rows = horizons.fixed_table(trials, "task", "muon8").splitlines()[2:]
+    assert rows == ["| adamw | 300 | 3 | 71.0% | -10.0 [-10.0, -10.0] |", "| muon8 | 300 | 3 | 81.0% | |"]
+
+
 @pytest.mark.parametrize("strong", [False, True])
 def test_images_of_a_step_depend_on_seed_and_step_alone(tasks, strong):
     task = tasks.Task("cifar10", target=0.5, batch=8, strong=strong)

@@ -328,6 +328,11 @@ def test_admission_refuses_other_channels_and_says_why(tmp_path: Path) -> None:
         open_dataset(root, DataConfig(channels=4))
 
 
+def test_arrays_are_no_format_in_disguise(tmp_path: Path) -> None:
+    found = open_dataset(write_set(tmp_path, noise("uint16", 5)), DataConfig(channels=5)).findings
+    assert "extension" not in {item.kind for item in found.items}
+
+
 def test_without_a_number_of_channels_arrays_are_passed_over_and_named(tmp_path: Path) -> None:
     root = write_set(tmp_path / "set", noise("uint8", 5))
     with pytest.raises(DataError, match=r"no pictures in class folders.* Its \.npy files are read where --channels"):

@@ -35,6 +35,7 @@ _EXTENSIONS: Final = {
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
     "AVIF": (".avif",),
+    "NPY": (".npy",),
 }
 _CHANNELS: Final = {
     **dict.fromkeys(("1", "L", "I", "F", "LA", "La"), "grey"),

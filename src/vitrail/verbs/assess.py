@@ -56,7 +56,7 @@ def data_caveats(dataset: Dataset, assessment: Assessment) -> tuple[str, ...]:
     if dataset.dropped:
         caveats.append(f"{len(dataset.dropped)} images were left out of val and test because train has them too.")
     if conflicts := dataset.findings.conflicts:
-        caveats.append(f"{len(conflicts)} pairs of the same image have two labels; `vitrail data` shows them.")
+        caveats.append(f"{len(conflicts)} pairs of the same image have two labels; vitrail data shows them.")
     if dataset.refused:
         caveats.append(f"{len(dataset.refused)} files were left out because they are broken or of no known format.")
     if absent := assessment.metrics.absent_classes:

@@ -1,6 +1,5 @@
 """What every kind of source gives: records of its pictures, and the pictures of these records."""
 
-from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from vitrail.config import AugmentStrength
-from vitrail.data.images import Inspection, decode_bytes, inspect_bytes
+from vitrail.data.images import Inspection
 from vitrail.data.inspections import FileKey
 from vitrail.data.raster import Picture
 from vitrail.data.records import Record
@@ -34,26 +33,6 @@ class Pictures(Protocol):
     def key(self, path: str) -> FileKey | None:
         """Return what changes whenever the picture does, or None where it is inspected anew each time."""
         ...
-
-
-class EncodedPictures(Pictures, Protocol):
-    """Pictures that lie somewhere as the bytes of picture files."""
-
-    @abstractmethod
-    def read(self, path: str) -> bytes:
-        """Return the bytes. Raises ImageRefusedError."""
-
-    def stored(self, path: str) -> bytes:
-        """Return the bytes."""
-        return self.read(path)
-
-    def open(self, path: str, min_side: int | None) -> Picture:
-        """Decode the bytes."""
-        return decode_bytes(self.read(path), path, min_side=min_side)
-
-    def inspect(self, path: str) -> Inspection:
-        """Decode the bytes once."""
-        return inspect_bytes(self.read(path), path)
 
 
 @dataclass(kw_only=True)
