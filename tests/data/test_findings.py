@@ -10,7 +10,8 @@ from PIL import Image
 from vitrail.config import DataConfig
 from vitrail.data import Finding, open_dataset
 from vitrail.data.findings import robust_scores
-from vitrail.data.images import MAX_SCANS, ImageRefusedError, inspect_image
+from vitrail.data.images import ImageRefusedError, inspect_image
+from vitrail.data.jpeg import MAX_SCANS
 from vitrail.data.labels import find_label_issues
 from vitrail.errors import ConfigError
 
@@ -85,14 +86,28 @@ def test_classes_that_are_tiny_unequal_missing_or_spelt_alike_are_told(tmp_path:
     assert {told[kind].severity for kind in ("labels", "tiny", "imbalance", "missing")} == {"warning"}
 
 
-def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    Image.new("RGB", (64, 64), "red").save(tmp_path / "x.jpg", progressive=True)
-    assert inspect_image(tmp_path / "x.jpg").format == "JPEG"
-    data = (tmp_path / "x.jpg").read_bytes()
+@pytest.mark.parametrize(("side", "num_scans"), [(64, MAX_SCANS + 1), (4000, 100)])
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(tmp_path: Path, side: int, num_scans: int) -> None:
+    path = tmp_path / "x.jpg"
+    Image.new("L", (side, side), 128).save(path, progressive=True)
+    assert inspect_image(path).format == "JPEG"
+    data = path.read_bytes()
     start = data.rindex(b"\xff\xda")
-    (tmp_path / "x.jpg").write_bytes(data[:start] + data[start:-2] * MAX_SCANS + data[-2:])
+    path.write_bytes(data[:start] + data[start:-2] * num_scans + data[-2:])
     with pytest.raises(ImageRefusedError, match="scans"):
-        inspect_image(tmp_path / "x.jpg")
+        inspect_image(path)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_a_telephone_puts_into_a_jpeg_beside_the_picture_counts_as_no_scan(
+    tmp_path: Path, progressive: bool
+) -> None:
+    path = tmp_path / "x.jpg"
+    Image.new("RGB", (64, 64), "red").save(path, progressive=progressive)
+    data, like_scans = path.read_bytes(), b"\xff\xda" * (MAX_SCANS + 1)
+    preview = b"\xff\xe5" + (len(like_scans) + 2).to_bytes(2) + like_scans
+    path.write_bytes(data[:2] + preview + data[2:] + b"a film" + like_scans)
+    assert inspect_image(path).width == 64
 
 
 def test_label_issues_are_the_labels_that_were_swapped() -> None:

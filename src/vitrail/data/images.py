@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vitrail.config import Interpolation, Preprocess
+from vitrail.data.jpeg import why_too_many_scans
 from vitrail.data.raster import Picture, resize, size_of
 from vitrail.errors import DataError
 
@@ -45,10 +46,6 @@ _FILTERS: Final[dict[Interpolation, Image.Resampling]] = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-MAX_SCANS: Final = 200
-"""Above this many passes over its pixels a progressive JPEG is refused; cameras and programs write up to 14 or so. It
-limits the time a small file can take without a clock, so that the answer is the same on a slow machine."""
-
 THUMB_SIDE: Final = 24
 """Height and width of the small grey picture by which pictures are compared."""
 
@@ -59,7 +56,6 @@ TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of a TIFF, of either byte order and with 32- or 64-bit offsets."""
 
 _RESERVE: Final = 2
-_SCAN_MARKER: Final = b"\xff\xda"
 _PAGED_PHOTOGRAPHS: Final = frozenset({"MPO"})
 _ORIENTATION_TAG: Final = 0x0112
 _SAMPLES_TAG: Final = 0x0115
@@ -310,8 +306,8 @@ def _check_cost(data: bytes, num_pixels: int, name: str | None) -> None:
     """Refuse what would take gigabytes or minutes to decode."""
     if num_pixels > MAX_PIXELS:
         raise RefusalError(too_many_pixels(num_pixels))
-    if name in {"JPEG", "MPO"} and (num_scans := data.count(_SCAN_MARKER)) > MAX_SCANS:
-        raise RefusalError(f"it is a JPEG of {num_scans} scans; at most {MAX_SCANS} are decoded")
+    if name in {"JPEG", "MPO"} and (reason := why_too_many_scans(data, num_pixels)):
+        raise RefusalError(reason)
 
 
 def stored_mode(image: Image.Image, data: bytes) -> str:
