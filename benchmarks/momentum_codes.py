@@ -26,8 +26,9 @@ from alternate import save
 from torch import Tensor, nn
 
 import vitrail
+from vitrail.optim.blocks import BLOCK
 from vitrail.optim.newton_schulz import orthogonalize
-from vitrail.optim.quantize import BLOCK, dequantize, quantize
+from vitrail.optim.quantize import dequantize, quantize
 
 BETA, BATCH = 0.95, 64
 Code = Callable[[Tensor], Tensor]
@@ -44,7 +45,7 @@ def load_fashion_mnist(folder: Path, split: str) -> tuple[Tensor, Tensor]:
 def codes() -> dict[str, Code]:
     """Return every code: it maps a matrix to what is left of it."""
     found: dict[str, Code] = {
-        f"ours: linear, nearest, {BLOCK}": lambda x: dequantize(*quantize(x.reshape(1, -1))).view_as(x),
+        f"ours: linear, nearest, {BLOCK}": lambda x: dequantize(*quantize(x.reshape(-1, BLOCK))).view_as(x),
         "bf16": lambda x: x.bfloat16().float(),
     }
     for block in (64, 128, 256):
@@ -102,7 +103,7 @@ def compare(exact: Momenta, other: Momenta, gradients: dict[str, Tensor], wanted
         columns = (exact.kept[name], other.kept[name], gradient, wanted[name])
         for best, rounded, own, steep in zip(*(tensor.chunk(parts) for tensor in columns), strict=True):
             found["error"].append(float((rounded - best).norm() / best.norm()))
-            ideal, real = (orthogonalize(m.lerp(own, 1 - BETA)[None])[0] for m in (best, rounded))
+            ideal, real = (orthogonalize(m.lerp(own, 1 - BETA)[None])[0].float() for m in (best, rounded))
             found["cosine"].append(float((ideal * real).sum() / ideal.norm() / real.norm()))
             found["descent"].append(float((real * steep).sum() / (ideal * steep).sum()))
     return found

@@ -20,6 +20,12 @@ def make_vit() -> Callable[..., nn.Module]:
 
 
 @pytest.fixture
+def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrix products of Muon8 are exact enough to compare."""
+    monkeypatch.setattr("vitrail.optim.newton_schulz.has_native_bf16", lambda device: False)
+
+
+@pytest.fixture
 def state_bytes() -> Callable[[torch.optim.Optimizer], int]:
     """Bytes of everything in an optimizer's state."""
 

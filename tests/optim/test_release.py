@@ -7,6 +7,7 @@ from torch import nn
 
 from vitrail.errors import ConfigError
 from vitrail.optim import Muon8
+from vitrail.optim.release import block_of
 
 
 def test_releasing_gradients_gives_the_same_weights_and_leaves_no_gradient(make_vit, train_steps):
@@ -39,6 +40,26 @@ def test_gradients_of_different_blocks_never_coexist(make_vit):
     assert all(parameter.grad is None for parameter in model.parameters())
     optimizer.step()
     assert optimizer.param_groups[0]["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("blocks.3.attn.qkv.weight", "blocks.3"),
+        ("module.blocks.3.mlp.0.weight", "module.blocks.3"),
+        ("stages.1.blocks.12.norm.bias", "stages.1.blocks.12"),
+        ("features.1.0.mlp.0.weight", "features.1.0"),
+        ("encoder.layers.encoder_layer_11.ln_1.weight", "encoder.layers.encoder_layer_11"),
+        ("encoder.layers.encoder_layer_11.self_attention.in_proj_weight", "encoder.layers.encoder_layer_11"),
+        ("vit.encoder.layer.7.attention.attention.query.weight", "vit.encoder.layer.7"),
+        ("layers.2.weight", "layers.2"),
+        ("4.bias", "4"),
+        ("stem.conv1.weight", "stem"),
+        ("pos_embed", "pos_embed"),
+    ],
+)
+def test_blocks_are_found_in_the_names_of_every_library(name, block):
+    assert block_of(name) == block
 
 
 def test_a_block_of_which_a_part_has_no_gradient_is_updated_by_step():

@@ -9,7 +9,7 @@ from vitrail.optim.routing import route_parameters
 
 def roles(model, overrides=None, known=True, qkv="split"):
     routes = route_parameters(list(model.named_parameters()), model if known else None, overrides, qkv)
-    return {route.name: (route.role, route.parts) for route in routes}
+    return {route.name: (route.role, len(route.parts)) for route in routes}
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["by module", "by name"])
@@ -94,6 +94,60 @@ def test_attention_is_divided_as_asked_for(make_vit):
         roles(make_vit(), known=False, qkv="heads")
 
 
+class Attentions(nn.Module):
+    """Layers that compute several maps of unequal width."""
+
+    def __init__(self):
+        super().__init__()
+        self.narrow = nn.Module()
+        self.narrow.parts = (16, 16, 32)  # queries and keys narrower than values, told by the module
+        self.narrow.qkv = nn.Sequential(nn.Conv2d(32, 64, 1))
+        self.narrow.proj = nn.Sequential(nn.Conv2d(32, 64, 1))
+        self.separable = nn.Module()
+        self.separable.qkv_proj = nn.Conv2d(64, 129, 1)  # 129 is 3 * 43
+        self.cross = nn.Module()
+        self.cross.qkv = nn.Linear(48, 96)  # keys and values alone
+
+
+def test_maps_of_unequal_width_are_divided_where_they_meet():
+    model = Attentions()
+    routes = {route.name: route for route in route_parameters(list(model.named_parameters()), model)}
+    assert routes["narrow.qkv.0.weight"].parts == (16, 16, 32)
+    assert routes["narrow.proj.0.weight"].parts == (64,)
+    assert routes["separable.qkv_proj.weight"].parts == (1, 64, 64)
+    assert routes["cross.qkv.weight"].parts == (48, 48)
+    assert "matrix x 16 + 16 + 32" in str(route_parameters(list(model.named_parameters()), model))
+    fused = route_parameters(list(model.named_parameters()), model, qkv="fused")
+    assert all(len(route.parts) == 1 for route in fused)
+    narrow = next(route for route in route_parameters(list(model.narrow.named_parameters()), model, qkv="heads"))
+    assert narrow.parts == (16, 16, 32), "one head where the module tells its maps and no heads"
+
+
+@pytest.mark.parametrize(("name", "parts"), [("lucarne_xs", {(16, 16, 80), (40, 40, 160)}), ("mobilevitv2_050", None)])
+def test_the_attention_of_our_mobile_models_is_divided_into_its_maps(name, parts):
+    model = create_model(name, num_classes=10)
+    routes = route_parameters(list(model.named_parameters()), model)
+    found = {route.parts for route in routes if ".qkv" in route.name and route.role == "matrix"}
+    assert found == (parts or {(1, width, width) for width in (64, 96, 128)})
+
+
+class WithClassifier(nn.Module):
+    """A model of timm's tells its classifier, whatever that is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(16, 16)
+        self.last_linear = nn.Linear(16, 10)
+
+    def get_classifier(self):
+        return self.last_linear
+
+
+def test_a_classifier_that_the_model_tells():
+    found = roles(WithClassifier())
+    assert (found["head.weight"][0], found["last_linear.weight"][0]) == ("matrix", "head")
+
+
 class Convolutions(nn.Module):
     def __init__(self):
         super().__init__()
@@ -147,3 +201,5 @@ def test_the_table_joins_numbered_layers(make_vit):
     row = next(line for line in lines if line.startswith("blocks.*.attn.qkv.weight"))
     assert row.split() == ["blocks.*.attn.qkv.weight", "384x128", "matrix", "x", "3", "Linear", "6", "294,912"]
     assert len(lines) < 30
+    layers = nn.ModuleDict({f"layer_{number}": nn.Linear(8, 8) for number in range(3)})
+    assert "layer_*.weight" in str(route_parameters(list(layers.named_parameters()), layers))

@@ -224,7 +224,7 @@ class Muon8(torch.optim.Optimizer):
         for group in groups:
             own = [next(routes) for _ in group["params"]]
             group["roles"] = [route.role for route in own]
-            group["parts"] = [route.parts for route in own]
+            group["parts"] = [list(route.parts) for route in own]
             self._routes += own
 
     def _number(self) -> dict[Tensor, tuple[dict[str, Any], int, int]]:

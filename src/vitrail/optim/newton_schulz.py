@@ -47,29 +47,41 @@ COEFFICIENTS: Final[dict[int, tuple[tuple[float, float, float], ...]]] = {
 """By number of steps: what each does to a singular value."""
 
 
+# On a CPU, a bf16 product of so few multiplications and additions takes longer to begin than one in fp32 to end.
+_FEWEST_FOR_BF16: Final = 2**21
+
+
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """Return matrices with the same singular vectors and singular values near 1.
 
-    Products run in bf16 where the hardware multiplies it natively (CPUs with AVX512-BF16 or AMX, GPUs since Ampere),
-    else in fp32. Singular values below about 0.003 of the Frobenius norm stay below 1, those of zero stay zero.
+    Products run in bf16 where the hardware multiplies it natively (CPUs with AVX512-BF16 or AMX, GPUs since Ampere)
+    and they are large enough to gain by it, else in fp32. Singular values below about 0.003 of the Frobenius norm stay
+    below 1, those of zero stay zero.
 
     Args:
         matrices: (K, r, c) in fp32.
         steps: one of `COEFFICIENTS`; the fewer, the more of the small singular values stay below 1.
 
     Returns:
-        (K, r, c) in fp32.
+        (K, r, c) in the dtype of the products.
 
     Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024, section "Newton-Schulz".
     """
-    wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices  # the smaller Gram matrix
-    norm = torch.linalg.matrix_norm(wide, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
-    x = wide / norm
-    if has_native_bf16(x.device):
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    x: Tensor = matrices * norm.clamp_min_(torch.finfo(torch.float32).tiny).reciprocal_()
+    if _suits_bf16(x):
         x = x.bfloat16()
-    x = x.contiguous()
     for a, b, c in COEFFICIENTS[steps]:
-        gram = x @ x.mT  # (K, r, r)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    out: Tensor = x.float()
-    return out.mT if wide is not matrices else out
+        # The smaller Gram matrix. Products read a transposed matrix as fast as it is; copying one would take longer.
+        gram = x.mT @ x if is_tall else x @ x.mT
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, x, factor, beta=a) if is_tall else torch.baddbmm(x, factor, x, beta=a)
+    return x
+
+
+def _suits_bf16(matrices: Tensor) -> bool:
+    if not has_native_bf16(matrices.device):
+        return False
+    count, rows, columns = matrices.shape
+    return matrices.device.type != "cpu" or count * rows * columns * min(rows, columns) >= _FEWEST_FOR_BF16

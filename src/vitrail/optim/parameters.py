@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -15,9 +16,15 @@ def whole(tensor: Tensor) -> Tensor:
     return gathered
 
 
+def is_direct(parameter: Tensor) -> bool:
+    """Return whether a parameter is here as a whole and fine enough to be changed in place."""
+    return parameter.dtype == torch.float32 and not is_sharded(parameter)
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether this is a DTensor, of which each process holds a part."""
-    return hasattr(tensor, "full_tensor")
+    # Asking a plain tensor for what it lacks takes long.
+    return type(tensor) is not Tensor and type(tensor) is not Parameter and hasattr(tensor, "full_tensor")
 
 
 def write(parameters: Sequence[Tensor], values: Sequence[Tensor], seeds: Sequence[int]) -> None:

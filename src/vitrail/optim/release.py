@@ -11,8 +11,15 @@ from torch import Tensor
 from vitrail.errors import ConfigError
 from vitrail.optim.parameters import is_sharded
 
-# "blocks.3." of "blocks.3.attn.qkv.weight"; a name without a number is a unit by its first part.
-_UNIT: Final = re.compile(r"^(?:.*?\.\d+(?=\.)|[^.]+)")
+# A block is what the last number counts that more than a layer belongs to: "stages.1.blocks.3" of
+# "stages.1.blocks.3.mlp.0.weight". Without one it is a numbered layer, and without a number the name's first part.
+_UNIT: Final = re.compile(r"^(?:.*[._]\d+(?=\.[^.]+\.)|.*?[._]\d+(?=\.)|[^.]+)")
+
+
+def block_of(name: str) -> str:
+    """Return the name of the block that a parameter belongs to; of one without a name, an empty string."""
+    found = _UNIT.match(name)
+    return found[0] if found else ""
 
 
 class GradientRelease:
@@ -41,8 +48,7 @@ class GradientRelease:
         self._arrived: set[int] = set()
         self._handles = []
         for number, (name, parameter) in enumerate(parameters):
-            found = _UNIT.match(name)
-            unit = found[0] if found else str(number)
+            unit = block_of(name) or str(number)
             self._units.setdefault(unit, {})[number] = parameter
             hook = self._hook(number, name or f"parameter {number}", unit)
             self._handles.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@ models and for those of timm, transformers and torchvision.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final, Literal, NamedTuple, get_args
 
@@ -24,6 +24,7 @@ each of them, not at all, or further into one for each of their heads (also wher
 
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # What torch.compile, DistributedDataParallel and common wrappers put before a name.
+_NUMBER: Final = re.compile(r"(?<![^\W_])\d+(?![^\W_])")  # also "layer_3", not "conv3"
 _WRAPPERS: Final = re.compile(r"^(?:(?:_orig_mod|module|model)\.)+")
 _HEADS: Final = frozenset(
     {"head", "heads", "head_dist", "classifier", "cls_classifier", "distillation_classifier", "fc"}
@@ -51,8 +52,8 @@ class Route:
 
     name: str
     role: Role
-    parts: int
-    """Matrices that its rows hold, one below the other: 3 for fused queries, keys and values."""
+    parts: tuple[int, ...]
+    """Rows of the matrices that it holds, one below the other: three for fused queries, keys and values."""
     shape: tuple[int, ...]
     why: str
     """What it was recognised by."""
@@ -65,6 +66,8 @@ class _Owner(NamedTuple):
     """The parameter's, in the module."""
     heads: int
     """Those of the module or of the one around it; 0 where they tell none."""
+    parts: tuple[int, ...]
+    """Rows of each map, where the attention module around it tells them as ``parts``."""
 
 
 class Routing(tuple[Route, ...]):
@@ -75,11 +78,12 @@ class Routing(tuple[Route, ...]):
     def __str__(self) -> str:
         rows: dict[tuple[str, ...], tuple[int, int]] = {}
         for route in self:
-            parts = f"{route.role} x {route.parts}" if route.parts > 1 else route.role
+            kinds = [str(len(route.parts))] if len(set(route.parts)) == 1 else [str(rows) for rows in route.parts]
+            parts = f"{route.role} x {' + '.join(kinds)}" if len(route.parts) > 1 else route.role
             size = 1
             for side in route.shape:
                 size *= side
-            key = (re.sub(r"\b\d+\b", "*", route.name), "x".join(map(str, route.shape)), parts, route.why)
+            key = (_NUMBER.sub("*", route.name), "x".join(map(str, route.shape)), parts, route.why)
             count, total = rows.get(key, (0, 0))
             rows[key] = (count + 1, total + size)
         header = ("parameter", "shape", "role", "recognised by", "tensors", "elements")
@@ -111,15 +115,13 @@ def route_parameters(
     """
     parameters = list(named)
     owners = {} if model is None else _owners(model)
-    heads = _heads([name for name, parameter in parameters if parameter.ndim >= 2])
-    routes = []
-    for name, parameter in parameters:
-        role, parts, why = _recognise(name, parameter, owners.get(id(parameter)), name in heads)
-        routes.append(Route(name, role, parts, tuple(parameter.shape), why))
-    routes = _override(routes, overrides or {})
-    if qkv != "split":
-        routes = [_divide(route, owners.get(id(p)), qkv) for route, (_, p) in zip(routes, parameters, strict=True)]
-    return Routing(routes)
+    heads = _heads(parameters, model)
+    roles = [_recognise(name, parameter, owners.get(id(parameter)), name in heads) for name, parameter in parameters]
+    _override(roles, parameters, overrides or {})
+    return Routing(
+        Route(name, role, _parts(name, role, p, owners.get(id(p)), qkv), tuple(p.shape), why)
+        for (name, p), (role, why) in zip(parameters, roles, strict=True)
+    )
 
 
 def _owners(model: nn.Module) -> dict[int, _Owner]:
@@ -130,8 +132,20 @@ def _owners(model: nn.Module) -> dict[int, _Owner]:
         around, _, module_name = path.rpartition(".")
         heads = _num_heads(module) or (_num_heads(modules[around]) if path else 0)
         for name, parameter in module.named_parameters(recurse=False):
-            found[id(parameter)] = _Owner(module, module_name, name, heads)
+            parts = _told_parts(path, modules, parameter)
+            found[id(parameter)] = _Owner(module, module_name, name, heads, parts)
     return found
+
+
+def _told_parts(path: str, modules: Mapping[str, nn.Module], parameter: Tensor) -> tuple[int, ...]:
+    """Return the rows of each map of a fused layer, as the module it is a part of tells them; or nothing."""
+    names = path.split(".")
+    for end in range(len(names) - 1, max(-1, len(names) - 3), -1):
+        told = getattr(modules[".".join(names[:end])], "parts", None)
+        is_fused = any(name in _FUSED for name in names[end:])
+        if is_fused and isinstance(told, tuple) and parameter.ndim > 1 and sum(told) == parameter.shape[0]:
+            return told
+    return ()
 
 
 def _num_heads(module: nn.Module) -> int:
@@ -139,111 +153,129 @@ def _num_heads(module: nn.Module) -> int:
     return next((count for count in counts if isinstance(count, int)), 0)
 
 
-def _heads(names: Sequence[str]) -> set[str]:
-    """Return the weight of each classifier: the last one under a name that heads have (others there are hidden)."""
+def _heads(named: Sequence[tuple[str, Tensor]], model: nn.Module | None) -> set[str]:
+    """Return the weight of each classifier.
+
+    timm's models tell theirs. Of others it is the last one under a name that heads have (others there are hidden).
+    """
+    matrices = [(name, parameter) for name, parameter in named if parameter.ndim >= 2]
+    if callable(tell := getattr(model, "get_classifier", None)):
+        told = tell()
+        modules = told if isinstance(told, list | tuple) else [told]
+        own = {id(p) for module in modules if isinstance(module, nn.Module) for p in module.parameters()}
+        return {name for name, parameter in matrices if id(parameter) in own}
     last = {}
-    for name in names:
+    for name, _ in matrices:
         top = _WRAPPERS.sub("", name).split(".")[0]
         if top in _HEADS and name.endswith("weight"):
             last[top] = name
     return set(last.values())
 
 
-def _recognise(name: str, parameter: Tensor, owner: _Owner | None, is_head: bool) -> tuple[Role, int, str]:
+def _recognise(name: str, parameter: Tensor, owner: _Owner | None, is_head: bool) -> tuple[Role, str]:
     if parameter.ndim < 2:
-        return "vector", 1, "fewer than two axes"
+        return "vector", "fewer than two axes"
     if is_head:
-        return "head", 1, "name of a classifier"
+        return "head", "name of a classifier"
     if owner is None:
         return _by_name(name, parameter)
-    module, module_name, own_name, _ = owner
+    module = owner.module
     if isinstance(module, _CONVOLUTIONS):
         # Windows that do not overlap see every input once: a linear map, as patch embeddings and 1 x 1 kernels are.
         overlaps = any(side > step for side, step in zip(module.kernel_size, module.stride, strict=True))
         is_map = module.groups == 1 and not overlaps
         kind = type(module).__name__ + (", no overlap" if is_map else "")
-        role, parts, why = _convolution(parameter, module.groups, module_name, kind)
-        return ("matrix" if is_map and role == "convolution" else role), parts, why
-    if isinstance(module, nn.Linear | nn.MultiheadAttention) and own_name in _MATRIX_NAMES:
-        return _matrix(parameter, module_name if own_name == "weight" else own_name, type(module).__name__)
+        return _convolution(parameter, module.groups, "matrix" if is_map else "convolution", kind)
+    if isinstance(module, nn.Linear | nn.MultiheadAttention) and owner.own_name in _MATRIX_NAMES:
+        return _unless_thin("matrix", type(module).__name__, *_sides(parameter))
     if isinstance(module, nn.Embedding):
-        return "vector", 1, "Embedding"
+        return "vector", "Embedding"
     return _by_name(name, parameter)
 
 
-def _by_name(name: str, parameter: Tensor) -> tuple[Role, int, str]:
+def _by_name(name: str, parameter: Tensor) -> tuple[Role, str]:
     """Recognise a parameter whose module is unknown, or of a type that torch does not define."""
     *_, module_name, own_name = ["", *name.split(".")]
     is_weight = not name or own_name in _MATRIX_NAMES
     if parameter.ndim >= 4 and is_weight:
-        return _convolution(parameter, 1, module_name, "four axes")
+        return _convolution(parameter, 1, "convolution", "four axes")
     looked_up = _LOOKED_UP.search(f"{module_name}.{own_name.removesuffix('weight')}".strip("."))
     if parameter.ndim == 2 and is_weight and not looked_up:
-        return _matrix(parameter, module_name if own_name == "weight" else own_name, "two axes")
-    return "vector", 1, "name or number of axes"
+        return _unless_thin("matrix", "two axes", *_sides(parameter))
+    return "vector", "name or number of axes"
 
 
-def _convolution(parameter: Tensor, groups: int, module_name: str, why: str) -> tuple[Role, int, str]:
-    rows, inputs = parameter.shape[0], parameter.shape[1]
-    if inputs == 1 and (groups > 1 or why == "four axes"):
-        return "vector", 1, "depthwise kernel"
-    parts = groups if groups > 1 else _num_parts(module_name, rows)
-    if min(rows // parts, parameter.numel() // rows) < _THINNEST:
-        return "vector", 1, f"{why}, thinner than {_THINNEST}"
-    return "convolution", parts, why
+def _convolution(parameter: Tensor, groups: int, role: Role, why: str) -> tuple[Role, str]:
+    if parameter.shape[1] == 1 and (groups > 1 or why == "four axes"):
+        return "vector", "depthwise kernel"
+    rows, columns = _sides(parameter)
+    return _unless_thin(role, why, rows // groups, columns)
 
 
-def _matrix(parameter: Tensor, module_name: str, why: str) -> tuple[Role, int, str]:
-    parts = _num_parts(module_name, parameter.shape[0])
-    if min(parameter.shape[0] // parts, parameter.shape[1]) < _THINNEST:
-        return "vector", 1, f"{why}, thinner than {_THINNEST}"
-    return "matrix", parts, why
+def _unless_thin(role: Role, why: str, rows: int, columns: int) -> tuple[Role, str]:
+    return ("vector", f"{why}, thinner than {_THINNEST}") if min(rows, columns) < _THINNEST else (role, why)
 
 
-def _num_parts(module_name: str, rows: int) -> int:
-    parts = _FUSED.get(module_name.removesuffix("_weight"), 1)
-    return parts if rows % parts == 0 else 1
+def _sides(parameter: Tensor) -> tuple[int, int]:
+    """Return the rows and columns of a parameter as one matrix."""
+    return parameter.shape[0], parameter.numel() // parameter.shape[0]
 
 
-def _divide(route: Route, owner: _Owner | None, qkv: Qkv) -> Route:
-    """Return the route of a matrix that makes queries, keys or values with as many parts as ``qkv`` asks for."""
-    own_name = _module_name(route.name).removesuffix("_weight")
-    if owner is not None and owner.own_name == "weight":
-        own_name = owner.module_name
-    if route.role != "matrix" or own_name not in _ATTENTION:
-        return route
+def _parts(name: str, role: Role, parameter: Tensor, owner: _Owner | None, qkv: Qkv) -> tuple[int, ...]:
+    """Return the rows of each matrix that a parameter holds."""
+    rows = parameter.shape[0] if parameter.ndim else 1
+    if role not in {"matrix", "convolution"}:
+        return (rows,)
+    groups = getattr(owner.module, "groups", 1) if owner is not None else 1
+    if groups > 1:
+        return (rows // groups,) * groups if rows // groups >= _THINNEST else (rows,)
+    layer = _module_name(name) if owner is None or owner.own_name != "weight" else owner.module_name
+    layer = layer.removesuffix("_weight")
+    told = owner.parts if owner is not None else ()
+    parts = told or _fused_parts(layer, *_sides(parameter))
+    if qkv == "split" or not (told or layer in _ATTENTION):
+        return parts
     if qkv == "fused":
-        return replace(route, parts=1)
-    if owner is None or owner.heads < 1:
+        return (rows,)
+    heads = owner.heads if owner is not None else 0
+    if heads < 1 and len(set(parts)) == 1:
         raise ConfigError(
-            f"qkv='heads' cannot divide {route.name}: no attention module tells its number of heads "
+            f"qkv='heads' cannot divide {name}: no attention module tells its number of heads "
             f"({', '.join(_NUM_HEADS)}). Give the whole model, or take qkv='split'."
         )
-    parts = route.parts * owner.heads
-    rows = route.shape[0]
-    return replace(route, parts=parts) if rows % parts == 0 and rows // parts >= _THINNEST else route
+    if heads < 1 or any(part % heads or part // heads < _THINNEST for part in parts):
+        return parts
+    return tuple(part // heads for part in parts for _ in range(heads))
 
 
-def _override(routes: list[Route], overrides: Mapping[str, Role]) -> list[Route]:
+def _fused_parts(layer: str, rows: int, columns: int) -> tuple[int, ...]:
+    """Return the rows of each map that a layer of this name computes."""
+    count = _FUSED.get(layer, 1)
+    if count == 3 and rows == 1 + 2 * columns:  # one score per token, keys, values: MobileViTv2, arXiv 2206.02680
+        return (1, columns, columns)
+    if count == 3 and rows == 2 * columns:  # queries come from elsewhere
+        count = 2
+    return (rows // count,) * count if rows % count == 0 else (rows,)
+
+
+def _override(
+    roles: list[tuple[Role, str]], named: Sequence[tuple[str, Tensor]], overrides: Mapping[str, Role]
+) -> None:
+    """Put the roles that ``overrides`` asks for in place of those that were recognised."""
     allowed = get_args(Role)
     for pattern, role in overrides.items():
         if role not in allowed:
             hint = did_you_mean(str(role), allowed)
             raise ConfigError(f"roles[{pattern!r}] is {role!r}; it takes {', '.join(map(repr, allowed))}.{hint}")
-        matches = [index for index, route in enumerate(routes) if fnmatchcase(route.name, pattern)]
+        matches = [index for index, (name, _) in enumerate(named) if fnmatchcase(name, pattern)]
         if not matches:
-            hint = did_you_mean(pattern, (route.name for route in routes))
+            hint = did_you_mean(pattern, (name for name, _ in named))
             raise ConfigError(f"roles has {pattern!r}, but no trainable parameter is called so.{hint}")
         for index in matches:
-            routes[index] = _with_role(routes[index], role)
-    return routes
-
-
-def _with_role(route: Route, role: Role) -> Route:
-    if role != "vector" and len(route.shape) < 2:
-        raise ConfigError(f"{route.name} has {len(route.shape)} axes and cannot be a {role}; it takes 'vector'.")
-    parts = _num_parts(_module_name(route.name), route.shape[0]) if role in {"matrix", "convolution"} else 1
-    return Route(route.name, role, max(parts, route.parts if role != "vector" else 1), route.shape, "override")
+            name, parameter = named[index]
+            if role != "vector" and parameter.ndim < 2:
+                raise ConfigError(f"{name} has {parameter.ndim} axes and cannot be a {role}; it takes 'vector'.")
+            roles[index] = (role, "override")
 
 
 def _module_name(name: str) -> str:

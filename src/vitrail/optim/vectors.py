@@ -1,16 +1,16 @@
 """AdamW for what is no matrix, and a form of it with small states for large classifiers."""
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from vitrail.optim.blocks import Layout
 from vitrail.optim.matrices import Update
 from vitrail.optim.momentum import accumulate, new_momentum
-from vitrail.optim.parameters import is_sharded, whole, write
+from vitrail.optim.parameters import is_direct, whole, write
 
 LARGE_HEAD: Final = 2**16
 """Elements from which a classifier's second moment is kept factored and its momentum like that of matrices."""
@@ -29,7 +29,7 @@ def new_vector_state(parameter: Tensor) -> dict[str, Tensor]:
 def new_head_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
     """Return the state of a large classifier: momentum, and the second moment's means of rows and of columns."""
     state = {"step": torch.tensor(0.0)}
-    state |= new_momentum(parameter.shape, 1, group["momentum_dtype"], parameter.device)
+    state |= new_momentum(parameter.shape, [parameter.numel()], group["momentum_dtype"], parameter.device)
     rows, columns = parameter.shape[0], parameter.numel() // parameter.shape[0]
     state["row_square"] = torch.zeros(rows, dtype=torch.float32, device=parameter.device)
     state["column_square"] = torch.zeros(columns, dtype=torch.float32, device=parameter.device)
@@ -41,23 +41,17 @@ def update_vectors(updates: Iterable[Update]) -> None:
 
     Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101, algorithm 2.
     """
-
-    def key(update: Update) -> tuple[int, str]:
-        return id(update.group), str(update.parameter.device)
-
-    for _, same in groupby(sorted(updates, key=key), key=key):
-        chunk = list(same)
+    buckets: dict[tuple[int, torch.device], list[Update]] = {}
+    for update in updates:
+        buckets.setdefault((id(update.group), update.parameter.device), []).append(update)
+    for chunk in buckets.values():
         # What is sharded or coarse is updated as a whole in fp32 and written back; the rest in place.
-        indirect = [update for update in chunk if _is_indirect(update.parameter)]
+        indirect = [update for update in chunk if not is_direct(update.parameter)]
         values = [whole(update.parameter.detach()).float() for update in indirect]
-        direct = [update for update in chunk if not _is_indirect(update.parameter)]
+        direct = [update for update in chunk if is_direct(update.parameter)]
         _adamw([update.parameter for update in direct] + values, direct + indirect)
         if indirect:
             write([update.parameter for update in indirect], values, [update.seed for update in indirect])
-
-
-def _is_indirect(parameter: Tensor) -> bool:
-    return parameter.dtype != torch.float32 or is_sharded(parameter)
 
 
 def _adamw(values: list[Tensor], updates: Sequence[Update]) -> None:
@@ -94,7 +88,10 @@ def _update_head(update: Update) -> None:
     parameter, state, group = update.parameter, update.state, update.group
     beta1, beta2 = group["betas"]
     gradient = whole(parameter.grad).float().reshape(parameter.shape[0], -1)  # type: ignore[arg-type]
-    momentum = accumulate([state], 1, gradient.reshape(1, -1), beta1).view_as(gradient)
+    layout = Layout([gradient.numel()])
+    scales = [state["momentum_scale"]] if "momentum_scale" in state else []
+    buffer = accumulate(layout, [state["momentum"]], scales, layout.gather([gradient]), beta1)
+    momentum = layout.parts(buffer)[0].view_as(gradient)
     square = gradient.square()
     rows = state["row_square"].lerp_(square.mean(dim=1), 1 - beta2)
     columns = state["column_square"].lerp_(square.mean(dim=0), 1 - beta2)
