@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vitrail.optim import newton_schulz
-from vitrail.optim.newton_schulz import COEFFICIENTS, orthogonalize
+from vitrail.optim.newton_schulz import COEFFICIENTS, orthogonalize, orthogonalize_all
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,23 @@ def test_a_stack_gives_what_each_matrix_gives_alone():
     together = orthogonalize(stack)
     alone = torch.cat([orthogonalize(matrix[None]) for matrix in stack])
     torch.testing.assert_close(together, alone, rtol=0, atol=0.02)  # bf16; seen: 0
+
+
+def test_stacks_of_several_shapes_give_what_each_gives_alone():
+    torch.manual_seed(0)
+    shapes = [(1, 12, 27), (3, 40, 24), (2, 24, 40), (1, 8, 8), (2, 64, 192), (4, 192, 64), (1, 200, 300)]
+    stacks = [torch.randn(shape) for shape in shapes]
+    for stack, result in zip(stacks, orthogonalize_all(stacks), strict=True):
+        assert result.shape == stack.shape
+        torch.testing.assert_close(result.float(), orthogonalize(stack).float(), rtol=0, atol=0.02)  # bf16; seen: 0
+
+
+def test_small_stacks_share_products_and_large_ones_do_not(monkeypatch):
+    calls = []
+    iterate = newton_schulz._iterate
+    monkeypatch.setattr(newton_schulz, "_iterate", lambda x, steps: calls.append(tuple(x.shape)) or iterate(x, steps))
+    orthogonalize_all([torch.randn(shape) for shape in ((2, 16, 40), (1, 600, 400), (3, 48, 24), (1, 400, 600))])
+    assert sorted(calls) == [(1, 400, 600), (1, 600, 400), (5, 24, 48)]
 
 
 def test_zeros_stay_zeros():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitrail.optim.blocks import BLOCK, Layout, num_blocks
 from vitrail.optim.momentum import accumulate, new_momentum
-from vitrail.optim.newton_schulz import orthogonalize
+from vitrail.optim.newton_schulz import orthogonalize_all
 from vitrail.optim.parameters import is_direct, whole, write
 
 # RMS of AdamW's update in units of the learning rate: Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982,
@@ -125,9 +125,9 @@ def _update_chunk(updates: Sequence[Update]) -> None:
     if group["mode"] == "finetune":
         torch.sign(direction, out=step).mul_(ADAMW_RMS)
     else:
-        pairs = (_stacks(matrices, layout, buffer) for buffer in (direction, step))
-        for stack, out in zip(*pairs, strict=True):
-            out.copy_(orthogonalize(stack, group["newton_schulz_steps"]))
+        found = orthogonalize_all(_stacks(matrices, layout, direction), group["newton_schulz_steps"])
+        for stack, each in zip(_stacks(matrices, layout, step), found, strict=True):
+            stack.copy_(each)
         _scale(step, matrices, layout)
     values = {id(update): whole(update.parameter.detach()) for update in updates}
     weights = layout.gather([matrix.of(values[id(matrix.update)]) for matrix in matrices])

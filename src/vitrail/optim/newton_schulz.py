@@ -1,5 +1,7 @@
 """The nearest orthogonal matrix, of many matrices at once, with matrix products alone."""
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -47,16 +49,17 @@ COEFFICIENTS: Final[dict[int, tuple[tuple[float, float, float], ...]]] = {
 """By number of steps: what each does to a singular value."""
 
 
-# On a CPU, a bf16 product of so few multiplications and additions takes longer to begin than one in fp32 to end.
-_FEWEST_FOR_BF16: Final = 2**21
+# What it costs to begin the products of a step, and to copy an element there and back, in multiplications and additions
+# that a CPU does meanwhile: measured on one core of a Zen 4, in bf16 through oneDNN.
+_BEGIN: Final = 12e6
+_COPY: Final = 80.0
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """Return matrices with the same singular vectors and singular values near 1.
 
-    Products run in bf16 where the hardware multiplies it natively (CPUs with AVX512-BF16 or AMX, GPUs since Ampere)
-    and they are large enough to gain by it, else in fp32. Singular values below about 0.003 of the Frobenius norm stay
-    below 1, those of zero stay zero.
+    Products run in bf16 where the hardware multiplies it natively (CPUs with AVX512-BF16 or AMX, GPUs since Ampere),
+    else in fp32. Singular values below about 0.003 of the Frobenius norm stay below 1, those of zero stay zero.
 
     Args:
         matrices: (K, r, c) in fp32.
@@ -67,11 +70,63 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
     Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024, section "Newton-Schulz".
     """
-    is_tall = matrices.shape[1] > matrices.shape[2]
+    return _iterate(_normalize(matrices), steps)
+
+
+def orthogonalize_all(stacks: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
+    """Do the same for stacks of several shapes, with few products: small ones share them, filled up with zeros.
+
+    Rows and columns of zeros stay zero and change nothing else, and a matrix that lies on its side is turned.
+    """
+    results: list[Tensor] = list(stacks)
+    for members in _groups(tuple(tuple(stack.shape) for stack in stacks)):
+        if len(members) == 1:
+            results[members[0]] = orthogonalize(stacks[members[0]], steps)
+            continue
+        wide = [stack.mT if stack.shape[1] > stack.shape[2] else stack for stack in (stacks[i] for i in members)]
+        counts = [len(stack) for stack in wide]
+        rows, columns = (max(stack.shape[axis] for stack in wide) for axis in (1, 2))
+        dtype = _product_dtype(wide[0].device)
+        together = torch.zeros(sum(counts), rows, columns, dtype=dtype, device=wide[0].device)
+        for stack, place in zip(wide, torch.split(together, counts), strict=True):
+            place[:, : stack.shape[1], : stack.shape[2]].copy_(_normalize(stack))
+        for index, stack, own in zip(members, wide, torch.split(_iterate(together, steps), counts), strict=True):
+            own = own[:, : stack.shape[1], : stack.shape[2]]
+            results[index] = own if own.shape == stacks[index].shape else own.mT
+    return results
+
+
+@lru_cache(maxsize=256)
+def _groups(shapes: tuple[tuple[int, ...], ...]) -> list[list[int]]:
+    """Return which stacks share products: neighbours by size, as long as that saves more than the zeros cost."""
+
+    def sides(index: int) -> tuple[int, int]:
+        return min(shapes[index][1:]), max(shapes[index][1:])
+
+    def cost(members: list[int]) -> float:
+        count = sum(shapes[index][0] for index in members)
+        rows, columns = (max(sides(index)[side] for index in members) for side in (0, 1))
+        copied = 0.0 if len(members) == 1 else _COPY * rows * columns
+        return _BEGIN + count * (4 * rows * rows * columns + 2 * rows**3 + copied)
+
+    groups: list[list[int]] = []
+    for index in sorted(range(len(shapes)), key=sides):
+        if groups and cost([*groups[-1], index]) < cost(groups[-1]) + cost([index]):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def _normalize(matrices: Tensor) -> Tensor:
+    """Divide each matrix by its Frobenius norm, and give it the products' dtype."""
     norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
     x: Tensor = matrices * norm.clamp_min_(torch.finfo(torch.float32).tiny).reciprocal_()
-    if _suits_bf16(x):
-        x = x.bfloat16()
+    return x.to(_product_dtype(x.device))
+
+
+def _iterate(x: Tensor, steps: int) -> Tensor:
+    is_tall = x.shape[1] > x.shape[2]
     for a, b, c in COEFFICIENTS[steps]:
         # The smaller Gram matrix. Products read a transposed matrix as fast as it is; copying one would take longer.
         gram = x.mT @ x if is_tall else x @ x.mT
@@ -80,8 +135,5 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     return x
 
 
-def _suits_bf16(matrices: Tensor) -> bool:
-    if not has_native_bf16(matrices.device):
-        return False
-    count, rows, columns = matrices.shape
-    return matrices.device.type != "cpu" or count * rows * columns * min(rows, columns) >= _FEWEST_FOR_BF16
+def _product_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if has_native_bf16(device) else torch.float32
