@@ -90,7 +90,7 @@ class TrainConfig(DataConfig):
     accumulate: int = 1
     """Batches whose gradients are summed before each step of the optimizer."""
     optimizer: str = "adamw"
-    """adamw, sgd, muon8, muon (torch's own), lion or adafactor."""
+    """adamw, sgd, muon8, muon (torch's own), lion, adafactor or schedule-free (which needs the extra schedulefree)."""
     lr: float | None = None
     """Highest learning rate. Default: by the optimizer and the batch size; a tenth of it with `pretrained`."""
     weight_decay: float | None = None
@@ -113,7 +113,7 @@ class TrainConfig(DataConfig):
     grad_clip: float = 1.0
     """Largest L2 norm of all gradients together; 0 switches clipping off."""
     ema: bool = True
-    """Evaluate and keep an exponential moving average of the weights."""
+    """Evaluate and keep an exponential moving average of the weights. schedule-free keeps its own instead."""
     patience: int | None = None
     """Stop after this many epochs without a better validation accuracy (mAP with several labels). Default: never."""
 

@@ -14,6 +14,7 @@ from vitrail.optim.groups import parameter_groups
 from vitrail.optim.lion import Lion
 from vitrail.optim.muon8 import Muon8
 from vitrail.optim.schedule import warmup_cosine
+from vitrail.optim.schedule_free import averaged_weights, schedule_free
 from vitrail.optim.torch_muon import MuonWithAdamW
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Lion",
     "Muon8",
     "OptimizerEntry",
+    "averaged_weights",
     "create_optimizer",
     "default_lr",
     "default_weight_decay",
@@ -49,6 +51,8 @@ class OptimizerEntry:
     """How the learning rate grows with the batch: 1 linearly, 0.5 with its square root."""
     weight_decay: float
     """What suits a ViT. AdamW multiplies it with the learning rate, SGD also with 1 / (1 - momentum)."""
+    averages: bool = False
+    """Whether it averages its steps itself: after the warm-up the rate stays, and no other average is kept."""
 
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
@@ -63,6 +67,8 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     "lion": OptimizerEntry(Lion, {"betas": (0.9, 0.99)}, 1e-4, 128, 0.5, 0.5),
     # Its rate is relative to the RMS of each parameter. Without momentum: Shazeer and Stern, arXiv 1804.04235.
     "adafactor": OptimizerEntry(torch.optim.Adafactor, {"beta2_decay": -0.8, "d": 1.0}, 1e-2, 128, 0.5, 5e-3),
+    # Its rate stays where AdamW's falls, and may be the higher: Defazio et al., arXiv 2405.15682, section 4.
+    "schedule-free": OptimizerEntry(schedule_free, {"betas": (0.9, 0.999)}, 2.5e-3, 128, 0.5, 0.05, averages=True),
 }
 
 
@@ -84,6 +90,7 @@ def create_optimizer(
     Raises:
         UnknownNameError: if there is no such optimizer.
         ConfigError: for an option it does not have, or a model without trainable parameters.
+        MissingExtraError: if its library does not import.
     """
     entry = lookup(OPTIMIZERS, name, "optimizer")
     arguments = inspect.signature(entry.build).parameters

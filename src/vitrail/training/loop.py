@@ -33,6 +33,8 @@ class TrainPlan:
     """Counts `TrainState.elapsed_s`, so evaluation and saving between the steps too."""
     warmup: float = 0.1
     """Share of the training in which the learning rate rises from 0, in [0, 1)."""
+    final_lr: float = 0.0
+    """Share of the highest learning rate at the end, in [0, 1]; 1 for an optimizer that averages its steps."""
     accumulate: int = 1
     """Batches per step of the optimizer; the last step of an epoch takes those that are left."""
     grad_clip: float = 1.0
@@ -157,7 +159,7 @@ def steps(
 def _set_lr(state: TrainState, plan: TrainPlan, num_batches: int) -> float:
     """Set the learning rate of the next step in every group; return the first group's."""
     # That of the step's middle, because a rate of exactly zero would waste the first step or the last.
-    multiplier = warmup_cosine(plan.progress(state, num_batches, ahead_steps=0.5), plan.warmup)
+    multiplier = warmup_cosine(plan.progress(state, num_batches, ahead_steps=0.5), plan.warmup, plan.final_lr)
     for group in state.optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * multiplier
     return float(state.optimizer.param_groups[0]["lr"])

@@ -15,7 +15,7 @@ from vitrail.models import MODELS, Model, create_model, native_image_size, split
 from vitrail.models.guests import is_guest
 from vitrail.models.pretrained import checkpoint_source, read_spec
 from vitrail.models.vit import VisionTransformer
-from vitrail.optim import default_lr, default_weight_decay
+from vitrail.optim import OPTIMIZERS, default_lr, default_weight_decay
 from vitrail.runtime.precision import choose_precision
 from vitrail.training import choose_batch_size
 
@@ -200,5 +200,6 @@ def complete(
         lr=lr,
         weight_decay=weight_decay,
         layer_decay=layer_decay,
+        ema=config.ema and not lookup(OPTIMIZERS, config.optimizer, "optimizer").averages,
         precision="bf16" if choose_precision(config.precision, device).dtype == torch.bfloat16 else "fp32",
     )

@@ -16,7 +16,7 @@ from vitrail.evaluation.predict import TorchPredictor, collect
 from vitrail.models import Model
 from vitrail.models.checkpoint import save_checkpoint
 from vitrail.models.pretrained import load_pretrained
-from vitrail.optim import create_optimizer
+from vitrail.optim import OPTIMIZERS, averaged_weights, create_optimizer
 from vitrail.runtime.compile import compile_model
 from vitrail.runtime.device import describe_machine, resolve_device
 from vitrail.runtime.files import write_json
@@ -109,7 +109,8 @@ class Session:
                 # An epoch that has ended is measured even if somebody wants to stop: resumed, it would not be.
                 measured = report.epoch_end or train_plan.is_over(state)
                 if measured:
-                    self._validate(report, validation, log, progress)
+                    with averaged_weights(state.optimizer):
+                        self._validate(report, validation, log, progress)
                 late = measured and time.monotonic() - saved_at > _SAVE_EVERY_S
                 if report.last or late or self.has_stopped_early():
                     state.save(self.run.state_path)
@@ -260,6 +261,7 @@ def _train_plan(config: TrainConfig) -> TrainPlan:
         epochs=config.epochs,
         time_budget_s=config.time_budget_s,
         warmup=config.warmup,
+        final_lr=1.0 if OPTIMIZERS[config.optimizer].averages else 0.0,
         accumulate=config.accumulate,
         grad_clip=config.grad_clip,
         head_first=config.head_first,
