@@ -58,6 +58,25 @@ def test_without_a_terminal_each_epoch_is_one_plain_line():
     ]
 
 
+def test_waiting_for_images_is_told_where_it_is_not_small():
+    out = io.StringIO()
+    with TrainProgress(2, console=Console(file=out, width=200)) as progress:
+        progress.epoch(row(0, wait_share=0.312))
+        progress.epoch(row(1, wait_share=0.049))
+    first, second = out.getvalue().splitlines()
+    assert first.endswith("100 img/s  31% of the time waiting for images")
+    assert second.endswith("100 img/s")
+
+
+def test_a_log_from_before_there_was_a_wait_share_is_read(tmp_path):
+    path = tmp_path / "metrics.csv"
+    MetricsLog(path).append(row(0, wait_share=0.25))
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    at = lines[0].index("wait_share")
+    path.write_text("".join(",".join(cells[:at] + cells[at + 1 :]) + "\n" for cells in lines))
+    assert read_metrics(path) == [row(0)]
+
+
 def test_on_a_terminal_the_bar_tells_loss_accuracy_speed_and_time_left():
     out, now = io.StringIO(), iter([0.0, 100.0])
     console = Console(file=out, width=120, force_terminal=True)

@@ -1,5 +1,6 @@
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from vitrail.errors import ConfigError, TrainingError
 from vitrail.optim import warmup_cosine
 from vitrail.runtime.precision import Precision
 from vitrail.tasks import Classification
-from vitrail.training import Supervised, TrainPlan, steps
+from vitrail.training import Supervised, TrainPlan, steps, window
 from vitrail.training.window import Window
 
 TASK = Supervised(Classification(3))
@@ -55,6 +56,38 @@ def test_reports_number_the_steps_and_mark_the_ends(make_state, batches, fp32):
     assert [r.progress for r in reports] == pytest.approx([n / 6 for n in range(1, 7)])
     assert all(0 <= r.wait_share <= 1 and r.images_per_s > 0 for r in reports)
     assert (state.epoch, state.batch, state.step, state.epoch_images) == (2, 0, 6, 0)
+
+
+def test_the_share_of_waiting_is_that_of_the_epoch(make_state, batches, fp32, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(window, "time", SimpleNamespace(perf_counter=lambda: now))
+
+    class Slow:
+        """Takes 1 s for each batch of the first epoch, and 3 s for each of the second."""
+
+        def __init__(self):
+            self.fast = batches((4, 4))
+
+        def __len__(self):
+            return len(self.fast)
+
+        def epoch(self, epoch, start_batch=0):
+            nonlocal now
+            for batch in self.fast.epoch(epoch, start_batch):
+                now += 1 + 2 * epoch
+                yield batch
+
+    def forward(images):
+        nonlocal now
+        now += 1.0
+        return state.model(images)
+
+    state = make_state()
+    reports = []
+    for report in steps(state, TASK, Slow(), TrainPlan(epochs=2), fp32, forward=forward):
+        reports.append(report)
+        now += 100.0  # the caller's own time
+    assert [report.wait_share for report in reports] == [0.5, 0.5, 0.75, 0.75]
 
 
 def test_epoch_means_are_over_images_not_over_batches(make_state, batches, fp32):

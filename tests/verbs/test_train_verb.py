@@ -17,7 +17,7 @@ from vitrail.data import open_manifest
 from vitrail.errors import ConfigError
 from vitrail.training import Run, read_metrics
 
-MEASURED_TIMES = {"images_per_s", "elapsed_s"}
+MEASURED_TIMES = {"images_per_s", "wait_share", "elapsed_s"}
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -300,3 +300,4 @@ def test_the_kept_weights_are_those_of_the_best_epoch(trained):
     best = max(history, key=lambda row: (row.val_accuracy, -row.val_loss))
     assert page["best_epoch"] == best.epoch + 1
     assert np.isclose(page["timings_s"]["training"], trained.elapsed_s)
+    assert re.fullmatch(r"[\d.]+% of the first epoch, [\d.]+% of the last", page["details"]["waiting for images"])

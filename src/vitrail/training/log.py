@@ -20,6 +20,9 @@ from vitrail.training.loop import StepReport
 # Share of the shown speed that a new step does not change; single steps vary too much to be read.
 _SPEED_SMOOTHING = 0.9
 
+# Share of the time from which it is said that the model waits for images.
+_WAITING_TOLD = 0.05
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
@@ -43,6 +46,8 @@ class EpochMetrics:
     """Mean average precision in [0, 1], of several labels per image alone; it decides which epoch is the best."""
     images_per_s: float
     """While training."""
+    wait_share: float | None = None
+    """Share of the training's time in which the model waited for images, in [0, 1]."""
     elapsed_s: float
     """Of the training so far, over all sessions."""
 
@@ -89,7 +94,7 @@ def read_metrics(path: Path) -> list[EpochMetrics]:
     try:
         with Path(path).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, strict=True))
-        # Logs of version 0.1 have no val_map.
+        # Logs of version 0.1 have neither val_map nor wait_share.
         return [EpochMetrics(**{name: _parse(row.get(name, ""), fields[name]) for name in fields}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise DataError(f"{path} is missing or is no log of a training ({error}).") from error
@@ -175,7 +180,10 @@ class TrainProgress:
             parts.append(f"val acc {row.val_accuracy:.1%}")
         if row.val_map is not None:
             parts.append(f"val mAP {row.val_map:.1%}")
-        self.say("  ".join([*parts, f"{row.images_per_s:.0f} img/s"]) + self._left)
+        parts.append(f"{row.images_per_s:.0f} img/s")
+        if row.wait_share is not None and row.wait_share >= _WAITING_TOLD:
+            parts.append(f"{row.wait_share:.0%} of the time waiting for images")
+        self.say("  ".join(parts) + self._left)
 
 
 def _time_left(seconds: float, progress_before: float, progress: float) -> str:

@@ -92,7 +92,8 @@ class StepReport:
     images_per_s: float
     """While training, without the time that the caller takes between the steps."""
     wait_share: float
-    """Share of that time in which the model waited for images, in [0, 1]."""
+    """Share of that time in which the model waited for images, in [0, 1], over the epoch so far, as far as this session
+    has trained it."""
 
 
 def steps(

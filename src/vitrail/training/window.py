@@ -56,6 +56,9 @@ class Window:
         self._steps: list[_Step] = []
         self._training_s = 0.0
         self._waiting_s = 0.0
+        self._epoch = state.epoch
+        self._epoch_training_s = 0.0
+        self._epoch_waiting_s = 0.0
         self._ticked_at = time.perf_counter()
 
     def end_step(self) -> None:
@@ -103,6 +106,10 @@ class Window:
         self._state.epoch_loss_sum += loss_sum
         self._state.epoch_correct += correct
         training_s = max(self._training_s, 1e-9)
+        if self._epoch != self._state.epoch:
+            self._epoch, self._epoch_training_s, self._epoch_waiting_s = self._state.epoch, 0.0, 0.0
+        self._epoch_training_s += training_s
+        self._epoch_waiting_s += self._waiting_s
         self._means = Means(
             loss=loss_sum / num_images,
             accuracy=correct / num_images,
@@ -110,7 +117,7 @@ class Window:
             epoch_loss=self._state.epoch_loss_sum / self._state.epoch_images,
             epoch_accuracy=self._state.epoch_correct / self._state.epoch_images,
             images_per_s=num_images / training_s,
-            wait_share=min(1.0, self._waiting_s / training_s),
+            wait_share=min(1.0, self._epoch_waiting_s / self._epoch_training_s),
         )
         self._steps, self._training_s, self._waiting_s = [], 0.0, 0.0
 

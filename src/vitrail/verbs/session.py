@@ -137,6 +137,7 @@ class Session:
             val_accuracy=scores.accuracy,
             val_map=scores.map,
             images_per_s=report.images_per_s,
+            wait_share=report.wait_share,
             elapsed_s=self.state.elapsed_s,
         )
         log.append(row)

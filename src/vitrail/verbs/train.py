@@ -186,12 +186,20 @@ def _report(
         cost=model_cost(session.state.model, session.preprocess.image_size, session.preprocess.num_channels),
         latency=_latency(predictor),
         timings_s={"training": state.elapsed_s, "evaluation": conclude_s},
-        details={"precision": session.precision.note},
+        details={"precision": session.precision.note, **_waiting(session.run)},
         caveats=tuple(caveats),
         commands=_commands(session.run),
         config=asdict(config),
         environment=describe_machine(),
     )
+
+
+def _waiting(run: Run) -> dict[str, str]:
+    """Tell how much of the time the model waited for images; the first epoch decodes what later ones may remember."""
+    shares = [row.wait_share for row in read_metrics(run.metrics_path) if row.wait_share is not None]
+    if not shares:
+        return {}
+    return {"waiting for images": f"{shares[0]:.1%} of the first epoch, {shares[-1]:.1%} of the last"}
 
 
 def _augmented(session: Session) -> tuple[Picture, ...]:
