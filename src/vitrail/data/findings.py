@@ -23,6 +23,7 @@ OUTLYING: Final = 5.0
 
 _FEWEST_FOR_OUTLIERS: Final = 20
 _MOST_IN_TEXT: Final = 5
+_WHITE: Final = 255
 _MAD_TO_STD: Final = 1.4826
 _MEAN_TO_STD: Final = 1.2533
 _EXTENSIONS: Final = {
@@ -251,8 +252,8 @@ def _about_outliers(used: Sequence[Record], inspections: Mapping[str, Inspection
     measured = {
         "size": (np.log(sides.prod(axis=1)), "very small or large"),
         "proportions": (np.log(sides[:, 0] / sides[:, 1]), "very narrow or wide"),
-        "brightness": (thumbs.mean(axis=1), "very dark or bright"),
-        "contrast": (thumbs.std(axis=1), "very flat or hard"),
+        "brightness": (_log_odds(thumbs.mean(axis=1), _WHITE), "very dark or bright"),
+        "contrast": (_log_odds(thumbs.std(axis=1), _WHITE / 2), "very flat or hard"),
     }
     for kind, (values, what) in measured.items():
         scores = np.abs(robust_scores(values))
@@ -261,6 +262,13 @@ def _about_outliers(used: Sequence[Record], inspections: Mapping[str, Inspection
             far = far[np.argsort(-scores[far], kind="stable")]
             text = f"{_count(len(far), 'image')} {what}, {scores[far[-1]]:.1f} to {scores[far[0]]:.1f} deviations away."
             yield Finding(kind=kind, severity="note", text=text, paths=tuple(known[place][0] for place in far))
+
+
+def _log_odds(values: np.ndarray, highest: float) -> np.ndarray:
+    """Return values from 0 to ``highest`` on a scale without ends, on which black and white are far from all others."""
+    share = (values + 1) / (highest + 2)
+    odds: np.ndarray = np.log(share / (1 - share))
+    return odds
 
 
 def _extension_fits(path: str, name: str) -> bool:
