@@ -76,6 +76,28 @@ def test_batches_do_not_depend_on_workers_or_on_where_an_epoch_is_begun(split: S
     assert not np.array_equal(other.indices, expected[0].indices)
 
 
+@pytest.mark.parametrize("cache", ["off", "on"])
+def test_what_becomes_of_an_image_depends_on_seed_epoch_and_image_alone(split: Split, cache: str) -> None:
+    policy = AugmentPolicy(crop_scale=(0.2, 1.0), flip_rate=0.5, three_augment=True, colour_jitter=0.3, erase_rate=0.5)
+
+    def shown(batch_size: int, workers: int, seed: int, epoch: int) -> dict[int, torch.Tensor]:
+        loader = TrainLoader(split, PREPROCESS, policy, batch_size, seed=seed, workers=workers, cache=cache)
+        return {
+            index: image
+            for batch in loader.epoch(epoch)
+            for index, image in zip(batch.indices.tolist(), batch.images, strict=True)
+        }
+
+    alone = shown(1, 1, seed=3, epoch=2)
+    together = shown(len(split), 4, seed=3, epoch=2)
+    assert sorted(alone) == sorted(together) == list(range(len(split)))
+    assert list(alone) == list(together)
+    assert all(torch.equal(alone[index], together[index]) for index in alone)
+    for other in (shown(1, 1, seed=4, epoch=2), shown(1, 1, seed=3, epoch=3)):
+        assert list(other) != list(alone)
+        assert not any(torch.equal(alone[index], other[index]) for index in alone)
+
+
 def test_without_augmentation_images_are_prepared_as_in_evaluation(split: Split) -> None:
     mean, std = torch.tensor(PREPROCESS.mean), torch.tensor(PREPROCESS.std)
     evaluated = {

@@ -10,16 +10,18 @@ from typing import Final
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from vitrail.config import Preprocess
 from vitrail.data.planes import LUMA
 from vitrail.data.policy import Draws
+from vitrail.data.raster import Picture, size_of
 
 _UINT16_PEAK: Final = 65535
 
 
-def cut_out(picture: np.ndarray, crop: np.ndarray, image_size: tuple[int, int], blur: float) -> Tensor:
+def cut_out(picture: Picture, crop: np.ndarray, image_size: tuple[int, int], blur: float) -> Tensor:
     """Resize the part ``crop`` of a picture to ``image_size``, bilinear with antialiasing.
 
     A blur of standard deviation s is done by resizing to 1 / k of ``image_size`` on the way, k = s * sqrt(3): the two
@@ -27,7 +29,7 @@ def cut_out(picture: np.ndarray, crop: np.ndarray, image_size: tuple[int, int], 
     the time, and at k below 1 it does nothing.
 
     Args:
-        picture: (h, w, C) of uint8, uint16 or float32; the wider two are resized in float32.
+        picture: of Pillow, or (h, w, C) of uint8, uint16 or float32; the wider two are resized in float32.
         crop: left, top, right, bottom as shares of w and h, rounded to whole pixels, at least one.
         image_size: H and W.
         blur: s, in pixels of the result.
@@ -35,18 +37,22 @@ def cut_out(picture: np.ndarray, crop: np.ndarray, image_size: tuple[int, int], 
     Returns:
         (H, W, C) of the picture's type.
     """
-    height, width = picture.shape[:2]
+    width, height = size_of(picture)
     left, top = min(round(crop[0] * width), width - 1), min(round(crop[1] * height), height - 1)
     right, bottom = max(round(crop[2] * width), left + 1), max(round(crop[3] * height), top + 1)
+    if isinstance(picture, Image.Image):  # the part alone, because Pillow takes long to hand over pixels
+        pixels = np.asarray(picture.crop((left, top, right, bottom)))
+    else:
+        pixels = picture[top:bottom, left:right]
     # A contiguous copy (1, h, w, C) seen as (1, C, h, w): the layout for which torch has a vectorised filter on bytes.
-    copied = picture[None, top:bottom, left:right].astype(np.uint8 if picture.dtype == np.uint8 else np.float32)
-    part = torch.from_numpy(np.ascontiguousarray(copied)).permute(0, 3, 1, 2)
+    copied = np.array(pixels, np.uint8 if pixels.dtype == np.uint8 else np.float32, order="C")
+    part = torch.from_numpy(copied)[None].permute(0, 3, 1, 2)
     shrink = blur * math.sqrt(3)
     if shrink > 1:
         small = [max(1, round(side / shrink)) for side in image_size]
         part = F.interpolate(part, size=small, mode="bilinear", antialias=True)
     part = F.interpolate(part, size=image_size, mode="bilinear", antialias=True)
-    if picture.dtype == np.uint16:
+    if pixels.dtype == np.uint16:
         part = part.round_().clamp_(0, _UINT16_PEAK).to(torch.uint16)
     return part[0].permute(1, 2, 0)
 

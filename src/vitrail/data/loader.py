@@ -21,7 +21,7 @@ from vitrail.data.mix import mix
 from vitrail.data.ordered import default_workers, ordered_map
 from vitrail.data.policy import AugmentPolicy, Draws, draw
 from vitrail.data.randomness import balanced, shuffled
-from vitrail.data.raster import resize, size_of
+from vitrail.data.raster import Picture, resize, size_of
 
 _AHEAD: Final = 2
 """Batches that wait ready, beyond one per worker."""
@@ -174,11 +174,11 @@ class TrainLoader:
         picture = self._decode_for(index, crop) if self._cache is None else self._cache.read(index)
         return cut_out(picture, crop, self.preprocess.image_size, draws.blurs[row])
 
-    def _decode_for(self, index: int, crop: np.ndarray) -> np.ndarray:
+    def _decode_for(self, index: int, crop: np.ndarray) -> Picture:
         """Decode a picture no larger than what this crop of it needs."""
         (height, width), target = self.split.sizes[index].tolist(), self.preprocess.image_size
         enlarge = max(target[0] / ((crop[3] - crop[1]) * height), target[1] / ((crop[2] - crop[0]) * width))
-        return np.asarray(self.split.decode(index, math.ceil(min(height, width) * min(1.0, enlarge))))
+        return self.split.decode(index, math.ceil(min(height, width) * min(1.0, enlarge)))
 
     def _load_prepared(self, index: int) -> np.ndarray:
         return prepare(self.split.decode(index, side_needed(self.preprocess)), self.preprocess)
