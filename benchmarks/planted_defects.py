@@ -5,24 +5,24 @@
 FOLDER has train, val and test folders with one folder of photographs per class. Copies of training pictures are planted
 in train, val and test: exact ones (the bytes, the bytes with a comment, the pixels as PNG), near ones (resized, encoded
 again at quality 30 to 90, cut by up to 3 or 5 % on each side, brighter or darker, all of it together), mirrored ones,
-and copies under another label; and files that are broken or other than their name says.
+and copies under another label; files that are broken or other than their name says; pictures made nearly black, nearly
+white, flat, narrow or small; a class of six pictures, one that only train shows, and one that is spelt in two ways.
 
 Recall is the share of planted things that are found, precision the share of found things that were planted. Two pairs
 and a triple of flowers5 are copies by themselves, seen with the naked eye (`NATURAL`): they count as neither. A leak is
-false if the picture that was dropped has no copy in a senior split. The clean pictures are also admitted alone, and the
-speed of a first and of a second admission is measured against Pillow decoding in two processes.
+false if the picture that was dropped has no copy in a senior split. The clean pictures are also admitted alone. What is
+told of the size, brightness and so on of a clean picture counts as right. `admission_speed.py` measures the speed.
 """
 
 import argparse
 import io
 import os
 import random
+import re
 import shutil
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from alternate import save
@@ -106,6 +106,21 @@ BROKEN: dict[str, Callable[[bytes], bytes]] = {
     "broken: text": lambda _: b"this is no picture",
     "broken: damaged header": lambda data: b"\0" * 64 + data[64:],
 }
+ODD: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "brightness: nearly black": lambda image: ImageEnhance.Brightness(image).enhance(0.03),
+    "brightness: nearly white": lambda image: Image.blend(image, Image.new("RGB", image.size, "white"), 0.97),
+    "contrast: flat": lambda image: Image.blend(image, Image.new("RGB", image.size, "gray"), 0.98),
+    "proportions: 1 to 8": lambda image: image.resize((80, 640)),
+    "size: 20 pixels": lambda image: image.resize((24, 20)),
+}
+"""What is made of a picture so that it lies far from the others; the first word is the kind of finding."""
+
+CLASSES: dict[str, tuple[str, dict[str, int]]] = {
+    "tiny class": ("tiny", {"orchid": 6}),
+    "class in one split only": ("missing", {"orchid": 6, "lily": 40}),
+    "label spelt twice": ("labels", {"Tulips ": 30}),
+}
+"""The kind of finding, and which classes are made of how many training pictures of others."""
 
 
 class Plants:
@@ -152,6 +167,25 @@ class Plants:
             self._write("wrong extension", self._noise("JPEG"), ".png")
             self._write("animated", self._noise("GIF"), ".gif")
 
+    def oddities(self, num: int) -> None:
+        """Make pictures dark, bright, flat, narrow or small, in their places."""
+        for kind, change in ODD.items():
+            for _ in range(num):
+                path = self.originals.pop()
+                data, _ = jpeg(change(opened(self.root / path)))
+                (self.root / path).write_bytes(data)
+                self.planted[kind].append(path)
+
+    def new_classes(self) -> None:
+        """Take training pictures out of their classes and make others of them."""
+        for label, num in {label: num for _, labels in CLASSES.values() for label, num in labels.items()}.items():
+            (self.root / "train" / label).mkdir()
+            for _ in range(num):
+                old = self.originals.pop()
+                new = f"train/{label}/{old.rpartition('/')[2]}"
+                (self.root / old).rename(self.root / new)
+                self.family[new] = self.family.pop(old)
+
     def _write(self, kind: str, data: bytes, suffix: str) -> None:
         path = f"train/{self.rng.choice(self.classes)}/planted-{len(self.family):05}{suffix}"
         (self.root / path).write_bytes(data)
@@ -178,6 +212,31 @@ def score(kind: str, planted: set[str], found: set[str], right: set[str] | None 
         "reported": len(found),
         "precision": len(good) / len(found) if found else None,
     }
+
+
+def evaluate_oddities(plants: Plants, dataset: Dataset, clean: Dataset) -> list[dict[str, object]]:
+    """Compare what was told of sizes, brightness and classes; what is told of the clean pictures too is right."""
+    rows = []
+    told = {item.kind: item for item in dataset.findings.items}
+    before = {item.kind: set(item.paths) for item in clean.findings.items}
+    for kind, paths in plants.planted.items():
+        word = kind.partition(":")[0]
+        if kind in ODD:
+            found = set(told[word].paths) if word in told else set()
+            rows.append({**score(kind, set(paths), found), "reported": len(found & set(paths)), "precision": None})
+    for word in dict.fromkeys(kind.partition(":")[0] for kind in ODD):
+        found = set(told[word].paths) if word in told else set()
+        planted = {path for kind in ODD for path in plants.planted[kind] if kind.startswith(word)}
+        # What is nearly black is flat too, and the copies were resized and made brighter: nothing planted is wrong.
+        right = found & ({path for paths in plants.planted.values() for path in paths} | before.get(word, set()))
+        rows.append(score(f"all {word}", planted, found, right))
+    for kind, (word, labels) in CLASSES.items():
+        texts = " ".join(item.text for item in dataset.findings.items if item.kind == word)
+        named = {label for label in dataset.classes if re.search(rf"(?<!\w){label}(?!\w)", texts)}
+        expected = set(labels) | ({"tulips"} if word == "labels" else set())
+        wrong_in_split = {"Tulips "} if word == "missing" else set()  # it is in train alone as well
+        rows.append(score(kind, expected, named, named & (expected | wrong_in_split)))
+    return rows
 
 
 def evaluate(plants: Plants, dataset: Dataset) -> list[dict[str, object]]:
@@ -216,38 +275,12 @@ def evaluate(plants: Plants, dataset: Dataset) -> list[dict[str, object]]:
     return rows
 
 
-def decode(path: str) -> int:
-    """Decode one file as Pillow's users do."""
-    with Image.open(path) as image:
-        return image.convert("RGB").width
-
-
-def speed(clean: Path, rounds: int) -> dict[str, float]:
-    """Return the best images a second of a first and a second admission, and of Pillow in two processes."""
-    paths = [str(path) for path in clean.rglob("*.jpg")]
-    best: dict[str, float] = defaultdict(float)
-    with ProcessPoolExecutor(2) as pool:
-        list(pool.map(decode, paths[:32]))
-        for _ in range(rounds):
-            begin = time.perf_counter()
-            list(pool.map(decode, paths, chunksize=16))
-            best["pillow"] = max(best["pillow"], len(paths) / (time.perf_counter() - begin))
-            with tempfile.TemporaryDirectory() as cache:
-                os.environ["XDG_CACHE_HOME"] = cache
-                for name in ("first", "second"):
-                    begin = time.perf_counter()
-                    open_dataset(clean, DataConfig())
-                    best[name] = max(best[name], len(paths) / (time.perf_counter() - begin))
-    return dict(best)
-
-
 def main() -> None:
     """Plant, admit, print the tables, keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--copies", type=int, default=60, help="of each kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=3, help="of the measurement of speed")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -256,8 +289,11 @@ def main() -> None:
         for kind, change in (EXACT | NEAR | MIRRORED).items():
             plants.copies(kind, change, options.copies)
         plants.breakages(options.copies // 6)
-        rows = evaluate(plants, open_dataset(plants.root, DataConfig(mirrored=True)))
-    clean = open_dataset(options.data, DataConfig(mirrored=True)).findings
+        plants.oddities(options.copies // 6)
+        plants.new_classes()
+        planted, clean_set = (open_dataset(each, DataConfig(mirrored=True)) for each in (plants.root, options.data))
+        rows = [*evaluate(plants, planted), *evaluate_oddities(plants, planted, clean_set)]
+    clean = clean_set.findings
     print("| kind | planted | found | recall | reported | precision |\n|---|---:|---:|---:|---:|---:|")
     for row in rows:
         shares = {name: "" if row[name] is None else f"{row[name]:.3f}" for name in ("recall", "precision")}
@@ -266,14 +302,13 @@ def main() -> None:
             f"| {shares['precision']} |"
         )
     natural = {stem for stems in NATURAL for stem in stems}
-    false = [pair for pair in clean.pairs if not {Path(pair.first).stem, Path(pair.second).stem} <= natural]
-    print(f"\nClean pictures alone: {len(clean.pairs)} pairs, {len(false)} of them false; {len(clean.leaks)} leaks.")
-    rates = speed(options.data, options.rounds)
-    print(
-        f"Images/s: Pillow in two processes {rates['pillow']:.0f}, first admission {rates['first']:.0f} "
-        f"({rates['first'] / rates['pillow']:.2f}), second {rates['second']:.0f}."
-    )
-    content = {"rows": rows, "clean_pairs": len(clean.pairs), "clean_false_pairs": len(false), "images_per_s": rates}
+    alone = {"pairs": [(pair.first, pair.second) for pair in clean.pairs]}
+    alone["leaks"] = [(leak.path, leak.of) for leak in clean.leaks]
+    content: dict[str, object] = {"rows": rows}
+    for what, found in alone.items():
+        false = sum(not {Path(path).stem for path in both} <= natural for both in found)
+        content |= {f"clean_{what}": len(found), f"clean_false_{what}": false}
+        print(f"\nClean pictures alone: {len(found)} {what}, {false} of them false.")
     save(options.out, "planted_defects", content)
 
 

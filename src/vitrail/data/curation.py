@@ -68,7 +68,7 @@ class Curated:
     pairs: list[Pair]
     leaks: list[Leak]
     units: dict[str, int]
-    """By path; pictures with the same number have to stay in one split."""
+    """By path, of pictures that belong to others: those with the same number have to stay in one split."""
 
 
 def curate(
@@ -155,14 +155,15 @@ def _classes(num: int, duplicates: Sequence[Duplicate]) -> dict[int, list[int]]:
 
 
 def _units(records: Sequence[Record], duplicates: Sequence[Duplicate]) -> dict[str, int]:
-    """Return by path what has to stay together: duplicates, and the members of a group."""
+    """Return by path a number for what has to stay together: duplicates, and the members of a group."""
     links = [(pair.first, pair.second) for pair in duplicates]
     first_of: dict[str, int] = {}
     for place, record in enumerate(records):
         if record.group:
             links.append((first_of.setdefault(record.group, place), place))
     numbers = group_numbers(len(records), links)
-    return {record.path: int(number) for record, number in zip(records, numbers, strict=True)}
+    together = np.flatnonzero(np.bincount(numbers)[numbers] > 1).tolist()
+    return {records[place].path: int(numbers[place]) for place in together}
 
 
 def _find_leaks(records: Sequence[Record], duplicates: Sequence[Duplicate], *, dropped: bool) -> list[Leak]:

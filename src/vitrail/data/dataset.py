@@ -243,8 +243,8 @@ def open_manifest(
 
 
 def _divide(records: list[Record], config: DataConfig, test_fraction: float, curated: Curated) -> list[Record]:
-    units = [curated.units[record.path] for record in records]
-    paths, labels = [record.path for record in records], [record.labels for record in records]
+    units = [curated.units.get(record.path, -1 - place) for place, record in enumerate(records)]
+    paths = [record.path for record in records]
     rule: dict[str, Any] = {
         "seed": config.seed,
         "val_fraction": config.val_fraction,
@@ -252,9 +252,9 @@ def _divide(records: list[Record], config: DataConfig, test_fraction: float, cur
         "groups": units,
     }
     if task_of(records) == "multilabel":
-        splits = iterative_split(paths, labels, **rule)
+        splits = iterative_split(paths, [record.labels for record in records], **rule)
     else:
-        splits = stratified_split(paths, [label for (label,) in labels], **rule)
+        splits = stratified_split(paths, [label for record in records for label in record.labels], **rule)
     return [replace(record, split=split) for record, split in zip(records, splits, strict=True)]
 
 

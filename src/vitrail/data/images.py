@@ -80,7 +80,7 @@ class ImageRefusedError(DataError):
         self.reason = reason
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
     """What one complete decoding tells about a file."""
 

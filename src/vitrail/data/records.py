@@ -5,12 +5,11 @@ comes back exactly.
 """
 
 import csv
-import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Final, get_args
+from pathlib import Path
+from typing import Any, Final, get_args
 
 from vitrail.config import SplitName, TaskName
 from vitrail.data.images import display_name
@@ -117,9 +116,10 @@ def read_manifest(path: str | Path, *, allow_outside: bool = False) -> list[Reco
                     f"{display_name(path)} is no manifest: its first line must be {','.join(COLUMNS)}."
                     " `vitrail data SOURCE` writes one."
                 )
+            shared: dict[Any, Any] = {}
+            name = display_name(path)
             return [
-                _parse(row, header, f"{display_name(path)}, row {number}", allow_outside)
-                for number, row in enumerate(rows, start=2)
+                _parse(row, header, (name, number), shared, allow_outside) for number, row in enumerate(rows, start=2)
             ]
     except (OSError, csv.Error) as error:
         raise DataError(f"The manifest {display_name(path)} cannot be read: {error}.") from error
@@ -136,11 +136,15 @@ def parse_labels(cell: str, place: str) -> tuple[str, ...]:
     return tuple(sorted(set(names)))
 
 
-def _parse(row: list[str], header: Sequence[str], place: str, allow_outside: bool) -> Record:
+def _parse(
+    row: list[str], header: Sequence[str], at: tuple[str, int], shared: dict[Any, Any], allow_outside: bool
+) -> Record:
+    """Return the record of a row; of equal values in different rows one is kept, in ``shared``."""
+    place = f"{at[0]}, row {at[1]}"
     if len(row) != len(header):
         raise DataError(f"{place} has {len(row)} values; its first line names {len(header)} columns.")
     path, cell, split, sha256, width, height, status, reason, *added = row
-    leaves = PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
+    leaves = path.startswith("/") or ".." in path.split("/")
     if not path or "\0" in path or (leaves and not allow_outside):
         raise DataError(f"{place} has the path {display_name(path)!r}; paths are relative and stay below the source.")
     if split not in _SPLITS or status != ("refused" if reason else "ok") or (status == "ok" and not split):
@@ -148,6 +152,16 @@ def _parse(row: list[str], header: Sequence[str], place: str, allow_outside: boo
     if not (width.isdecimal() and height.isdecimal()):
         raise DataError(f"{place} has the size {width!r} x {height!r}; it takes whole pixels.")
     label = parse_labels(cell, place) if header[1] == SEVERAL_COLUMNS[1] else cell
-    record = Record(path=path, label=label, sha256=sha256, width=int(width), height=int(height), reason=reason)
-    known = dict(zip(ADDED_COLUMNS, added, strict=False))
-    return dataclasses.replace(record, split=split or None, **known)  # type: ignore[arg-type]
+    phash, group, duplicate_of = added or ("", "", "")
+    return Record(
+        path=path,
+        label=shared.setdefault(label, label),
+        split=shared.setdefault(split, split) or None,
+        sha256=sha256,
+        width=shared.setdefault(int(width), int(width)),
+        height=shared.setdefault(int(height), int(height)),
+        reason=reason,
+        phash=phash,
+        group=shared.setdefault(group, group),
+        duplicate_of=duplicate_of,
+    )

@@ -10,6 +10,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Final, TypeVar
 
+import numpy as np
+
 from vitrail.config import SplitName
 from vitrail.data.images import display_name
 from vitrail.errors import DataError
@@ -53,22 +55,21 @@ def stratified_split(
         DataError: if a class has fewer than two pictures, or is found in fewer than two groups; it names them all.
     """
     members = _members(labels)
-    units = _members(range(len(paths)) if groups is None else groups)
+    units = _Units(paths, groups, seed)
     _check_divisible(members, groups)
     left = _wanted({label: len(positions) for label, positions in members.items()}, val_fraction, test_fraction)
     result: list[SplitName] = ["train"] * len(paths)
-    ranks = {number: min(_rank(paths[position], seed) for position in unit) for number, unit in units.items()}
-    sets = [(label,) for label in labels]
-    _place_groups(result, sets, units, ranks, left)
+    set_of = {label: (label,) for label in members}
+    sets = [set_of[label] for label in labels]
+    _place_groups(result, sets, units, left)
     for label, positions in members.items():
-        single = [position for position in positions if groups is None or len(units[groups[position]]) == 1]
-        single.sort(key=lambda position: _rank(paths[position], seed))
+        single = units.in_order(positions)
         num_test = max(0, left["test"][label])
         num_val = max(0, left["val"][label])
         for place, position in enumerate(single):
             result[position] = "test" if place < num_test else "val" if place < num_test + num_val else "train"
     if groups is not None:
-        _fill_empty(result, sets, units, ranks)
+        _fill_empty(result, sets, units)
     return result
 
 
@@ -105,19 +106,51 @@ def iterative_split(
     for position, names in enumerate(labels):
         for name in names:
             members[name].append(position)
-    units = _members(range(len(paths)) if groups is None else groups)
+    units = _Units(paths, groups, seed)
     _check_divisible(members, groups)
     # Every picture counts for what all have in common too, which so is shared out as a class is.
     sets = [(*names, _ANY) for names in labels]
     counts = {label: len(positions) for label, positions in members.items()}
     left = _wanted({**counts, _ANY: len(paths)}, val_fraction, test_fraction)
     result: list[SplitName] = ["train"] * len(paths)
-    ranks = {number: min(_rank(paths[position], seed) for position in unit) for number, unit in units.items()}
-    _place_groups(result, sets, units, ranks, left)
-    single = sorted((number for number, unit in units.items() if len(unit) == 1), key=ranks.__getitem__)
-    _place_rarest_first(result, sets, [units[number][0] for number in single], left)
-    _fill_empty(result, labels, units, ranks)
+    _place_groups(result, sets, units, left)
+    _place_rarest_first(result, sets, units.in_order(range(len(paths))), left)
+    _fill_empty(result, labels, units)
     return result
+
+
+class _Units:
+    """Which pictures stay together. Of a million pictures most are alone, so nothing is kept for each of these.
+
+    Args:
+        paths: of the pictures.
+        groups: pictures with the same number stay together; None: each for itself.
+        seed: of the hash that orders them.
+    """
+
+    def __init__(self, paths: Sequence[str], groups: Sequence[int] | None, seed: int) -> None:
+        self._paths, self._seed = paths, seed
+        together: dict[int, list[int]] = defaultdict(list)
+        if groups is not None:
+            _, numbers, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+            for position in np.flatnonzero(counts[numbers] > 1).tolist():
+                together[groups[position]].append(position)
+        self.several = list(together.values())
+        """The positions of each group of several pictures."""
+        self._of = {position: unit for unit in self.several for position in unit}
+
+    def of(self, position: int) -> list[int]:
+        """Return the positions of the group that a picture belongs to."""
+        return self._of.get(position) or [position]
+
+    def in_order(self, positions: Iterable[int]) -> list[int]:
+        """Return those of the positions that are alone, in the order of their hashes."""
+        single = [position for position in positions if position not in self._of]
+        return sorted(single, key=lambda position: _rank(self._paths[position], self._seed))
+
+    def rank(self, unit: Sequence[int]) -> tuple[bytes, str]:
+        """Return what a group is ordered by: the first of its hashes."""
+        return min(_rank(self._paths[position], self._seed) for position in unit)
 
 
 def _place_rarest_first(
@@ -155,18 +188,16 @@ def _wanted(counts: dict[str, int], val_fraction: float, test_fraction: float) -
 def _place_groups(
     result: list[SplitName],
     sets: Sequence[Sequence[str]],
-    units: dict[int, list[int]],
-    ranks: dict[int, tuple[bytes, str]],
+    units: _Units,
     left: Left,
 ) -> None:
     """Place the groups of several pictures, and take from ``left`` what they fill; both in place."""
     total = {split: Counter(need) for split, need in left.items()}
-    several = [number for number, unit in units.items() if len(unit) > 1]
-    for number in sorted(several, key=lambda number: (-len(units[number]).bit_length(), ranks[number])):
-        counts = Counter(label for position in units[number] for label in sets[position])
+    for unit in sorted(units.several, key=lambda unit: (-len(unit).bit_length(), units.rank(unit))):
+        counts = Counter(label for position in unit for label in sets[position])
         split = _best_split(counts, left, total)
         left[split].subtract(counts)
-        for position in units[number]:
+        for position in unit:
             result[position] = split
 
 
@@ -207,36 +238,32 @@ def _best_split(counts: Counter[str], left: Left, total: Left) -> SplitName:
     return min(left, key=cost)
 
 
-def _fill_empty(
-    result: list[SplitName],
-    sets: Sequence[Sequence[str]],
-    units: dict[int, list[int]],
-    ranks: dict[int, tuple[bytes, str]],
-) -> None:
+def _fill_empty(result: list[SplitName], sets: Sequence[Sequence[str]], units: _Units) -> None:
     """Give each class that train or val lacks the smallest group that another split can spare, in place.
 
     A group is spared if its split keeps pictures of all the group's classes. Where there is none, val stays without the
     class; train gets the smallest group that has it all the same, because what it lacks cannot be learnt.
     """
     held = Counter((split, label) for split, labels in zip(result, sets, strict=True) for label in labels)
-    order = sorted(units, key=lambda number: (len(units[number]), ranks[number]))
     targets: tuple[SplitName, SplitName] = ("train", "val")
     for label in sorted({label for labels in sets for label in labels}):
         for target in targets:
             if held[target, label]:
                 continue
-            having = [number for number in order if any(label in sets[at] for at in units[number])]
-            counts = {number: Counter(each for at in units[number] for each in sets[at]) for number in having}
+            positions = [position for position, labels in enumerate(sets) if label in labels]
+            having = {min(unit): unit for unit in map(units.of, positions)}.values()
+            ordered = sorted(having, key=lambda unit: (len(unit), units.rank(unit)))
+            counts = [Counter(each for at in unit for each in sets[at]) for unit in ordered]
             spared = (
-                number
-                for number in having
-                if all(held[result[units[number][0]], each] > num for each, num in counts[number].items())
+                place
+                for place, unit in enumerate(ordered)
+                if all(held[result[unit[0]], each] > num for each, num in counts[place].items())
             )
-            chosen = next(spared, having[0] if target == "train" else None)
+            chosen = next(spared, 0 if target == "train" else None)
             if chosen is None:
                 continue
-            source = result[units[chosen][0]]
-            for position in units[chosen]:
+            source = result[ordered[chosen][0]]
+            for position in ordered[chosen]:
                 result[position] = target
             for each, num in counts[chosen].items():
                 held[source, each] -= num
