@@ -124,6 +124,15 @@ def _entries(folder: Path, ignored: Counter[str]) -> list[os.DirEntry[str]]:
     return seen
 
 
+def _identity(folder: Path) -> tuple[int, int]:
+    """Return what a real folder has, by whatever links it is reached."""
+    try:
+        status = folder.stat()
+    except OSError as error:
+        raise DataError(f"The folder {display_name(folder)} cannot be read: {error.strerror or error}.") from error
+    return status.st_dev, status.st_ino
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
@@ -143,16 +152,20 @@ def _folders(parent: Path, ignored: Counter[str]) -> list[str]:
 def walk_folder(
     root: Path, prefix: str, label: str, ignored: Counter[str], *, arrays: bool = False
 ) -> Iterator[Record]:
-    """Yield the files below ``root/prefix``. Each real folder is entered once, so links in a circle end."""
-    entered: set[tuple[int, int]] = set()
+    """Yield the files below ``root/prefix``.
+
+    Each real folder is entered once, so links in a circle end. What lies around it is never entered: a link to the
+    parent would bring in the pictures of other classes, one to the root of the disk everything there is.
+    """
+    entered = {_identity(parent) for parent in (root / prefix).resolve().parents}
     waiting = [prefix]
     while waiting:
         folder = waiting.pop()
-        status = (root / folder).stat()
-        if (status.st_dev, status.st_ino) in entered:
-            ignored["links to folders seen before"] += 1
+        identity = _identity(root / folder)
+        if identity in entered:
+            ignored["links to folders around or seen before"] += 1
             continue
-        entered.add((status.st_dev, status.st_ino))
+        entered.add(identity)
         for entry in _entries(root / folder, ignored):
             path = f"{folder}/{entry.name}"
             if _is_folder(entry):
