@@ -91,8 +91,9 @@ class TrainConfig(DataConfig):
     """Batches whose gradients are summed before each step of the optimizer."""
     optimizer: str = "adamw"
     """adamw, sgd, muon8, muon (torch's own), lion, adafactor or schedule-free (which needs the extra schedulefree)."""
-    lr: float | None = None
-    """Highest learning rate. Default: by the optimizer and the batch size; a tenth of it with `pretrained`."""
+    lr: float | Literal["find"] | None = None
+    """Highest learning rate; or "find": a third of that with the smallest loss in a sweep of a hundred steps over
+    rising rates. Default: by the optimizer and the batch size; a tenth of it with `pretrained`."""
     weight_decay: float | None = None
     """Weight decay of matrices and convolutions; vectors, norms and positions have none. Default: by the optimizer."""
     layer_decay: float | None = None
@@ -165,7 +166,10 @@ class TrainConfig(DataConfig):
         check_range("head_first", self.head_first, 0, 2**31 - 1)
         object.__setattr__(self, "options", tuple(self.options))  # JSON has no tuples
         parse_assignments("options", self.options)
-        for name in ("lr", "weight_decay", "grad_clip", "mixup", "cutmix"):
+        if isinstance(self.lr, str) and self.lr != "find":
+            raise ConfigError(f"lr is {self.lr!r}; it takes a number or 'find'.")
+        check_range("lr", None if isinstance(self.lr, str) else self.lr, 0, 1e3)
+        for name in ("weight_decay", "grad_clip", "mixup", "cutmix"):
             check_range(name, getattr(self, name), 0, 1e3)
         if self.time_budget is not None:
             parse_duration(self.time_budget)

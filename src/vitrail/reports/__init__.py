@@ -3,6 +3,7 @@
 from vitrail.reports.content import Command, DataSummary, EpochRow, ErrorCase, LabelsCase, Picture, RunReport
 from vitrail.reports.datapage import DataPage, ShownFinding, ShownPair, ShownPicture, write_data_page
 from vitrail.reports.html import write_report
+from vitrail.reports.sweeppage import SweepPage, write_sweep_page
 
 __all__ = [
     "Command",
@@ -16,6 +17,8 @@ __all__ = [
     "ShownFinding",
     "ShownPair",
     "ShownPicture",
+    "SweepPage",
     "write_data_page",
     "write_report",
+    "write_sweep_page",
 ]

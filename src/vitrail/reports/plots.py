@@ -5,7 +5,7 @@ escapes it: class names come from folders that anybody may have named.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -101,7 +101,14 @@ def curve_charts(history: Sequence[EpochRow], best_epoch: int | None, num_val: i
     return drawn
 
 
-def line_chart(title: str, series: Sequence[Series], *, unit: str = "plain", mark: float | None = None) -> Markup:
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    unit: str = "plain",
+    mark: float | None = None,
+    x_labels: Mapping[float, str] | None = None,
+) -> Markup:
     """Return a chart of lines over epochs; points without a finite value are gaps.
 
     Args:
@@ -109,6 +116,7 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "plain", mar
         series: at least one line with at least one finite value.
         unit: "plain" or "percent".
         mark: x of a vertical line.
+        x_labels: what stands below the chart, by its x. Default: round numbers of epochs.
     """
     xs = [x for each in series for x in each.x]
     low_x, high_x = min(xs), max(xs)
@@ -126,8 +134,10 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "plain", mar
         return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM), 1)
 
     parts = [_grid_line(place_y(tick), tick_label(tick, ticks, unit)) for tick in ticks]
-    epoch_ticks = {round(tick) for tick in nice_ticks(low_x, high_x) if low_x <= tick <= high_x} | {round(low_x)}
-    parts += [_epoch_label(place_x(tick), tick) for tick in sorted(epoch_ticks)]
+    if x_labels is None:
+        epoch_ticks = {round(tick) for tick in nice_ticks(low_x, high_x) if low_x <= tick <= high_x} | {round(low_x)}
+        x_labels = {tick: str(tick) for tick in sorted(epoch_ticks)}
+    parts += [_x_label(place_x(x), text) for x, text in x_labels.items()]
     if mark is not None and low_x <= mark <= high_x:
         line = '<line class="mark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>'
         parts.append(Markup(line).format(place_x(mark), _TOP, _HEIGHT - _BOTTOM))
@@ -335,8 +345,8 @@ def _grid_line(y: float, label: str, *, right: float = _WIDTH - _RIGHT) -> Marku
     return line + Markup('<text class="tick-y" x="{}" y="{}" dy="0.35em">{}</text>').format(_LEFT - 6, y, label)
 
 
-def _epoch_label(x: float, epoch: int) -> Markup:
-    return Markup('<text class="tick-x" x="{}" y="{}">{}</text>').format(x, _HEIGHT - _BOTTOM + 16, epoch)
+def _x_label(x: float, text: str) -> Markup:
+    return Markup('<text class="tick-x" x="{}" y="{}">{}</text>').format(x, _HEIGHT - _BOTTOM + 16, text)
 
 
 def _line(series: Series, points: Sequence[tuple[float, float] | None]) -> Markup:

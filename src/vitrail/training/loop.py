@@ -41,6 +41,8 @@ class TrainPlan:
     """Largest L2 norm of all gradients together; 0 switches clipping off."""
     head_first: int = 0
     """Epochs at the start in which only the head learns."""
+    reads_every_step: bool = False
+    """Whether a report has the numbers of its own step on a GPU too, which then waits for each."""
 
     def __post_init__(self) -> None:
         """Refuse a training without an end."""
@@ -53,6 +55,10 @@ class TrainPlan:
         total_steps = self.total_steps(num_batches)
         by_steps = 0.0 if total_steps is None else (state.step + ahead_steps) / total_steps
         return min(1.0, max(by_time, by_steps))
+
+    def multiplier(self, progress: float) -> float:
+        """Return the share of the highest learning rate at a point of the training."""
+        return warmup_cosine(progress, self.warmup, self.final_lr)
 
     def total_steps(self, num_batches: int) -> int | None:
         """Return the steps of all epochs of ``num_batches`` batches each, or None when time alone ends the training."""
@@ -126,8 +132,8 @@ def steps(
     """
     parameters = state.parameters()
     forward = forward or objective.network(state.model)
-    on_cpu = parameters[0].device.type == "cpu"
-    window = Window(state, steps_per_read=1 if on_cpu else STEPS_PER_READ_ON_GPU)
+    at_once = plan.reads_every_step or parameters[0].device.type == "cpu"
+    window = Window(state, steps_per_read=1 if at_once else STEPS_PER_READ_ON_GPU)
     while not plan.is_over(state):
         batches = window.timed(loader.epoch(state.epoch, start_batch=state.batch))
         epoch_end = False
@@ -160,7 +166,7 @@ def steps(
 def _set_lr(state: TrainState, plan: TrainPlan, num_batches: int) -> float:
     """Set the learning rate of the next step in every group; return the first group's."""
     # That of the step's middle, because a rate of exactly zero would waste the first step or the last.
-    multiplier = warmup_cosine(plan.progress(state, num_batches, ahead_steps=0.5), plan.warmup, plan.final_lr)
+    multiplier = plan.multiplier(plan.progress(state, num_batches, ahead_steps=0.5))
     for group in state.optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * multiplier
     return float(state.optimizer.param_groups[0]["lr"])

@@ -122,6 +122,11 @@ class Run:
         return self.path / "state.safetensors"
 
     @property
+    def rates_path(self) -> Path:
+        """What a search for the learning rate saw (HTML; the same as JSON beside it)."""
+        return self.path / "rates.html"
+
+    @property
     def evaluation_path(self) -> Path:
         """The measured quality (JSON)."""
         return self.path / "evaluation.json"

@@ -160,12 +160,19 @@ def mirror_note(config: TrainConfig, dataset: Dataset) -> list[str]:
     return ["Images are not mirrored, for the classes are numbers or letters and may be of writing; --flip does it."]
 
 
+def default_rate(config: TrainConfig, batch_size: int) -> float:
+    """Return the highest learning rate where none is given, for so many images on the device per step."""
+    lr = default_lr(config.optimizer, batch_size * config.accumulate, config.pretrained is not None)
+    return lr * (MODELS[config.model].lr_scale if config.model in MODELS else 1.0)
+
+
 def complete(
     config: TrainConfig, model: Model, dataset: Dataset, device: torch.device, try_step: Callable[[int], None]
 ) -> TrainConfig:
     """Return the configuration with the augmentation, the batch size, the rates, the length and the precision decided.
 
-    What stays "auto" is where and with which means the machine computes, which a resumed run may find changed.
+    A rate of "find" stays, to be found. What stays "auto" is where and with which means the machine computes, which a
+    resumed run may find changed.
 
     Args:
         config: names the model already.
@@ -176,10 +183,6 @@ def complete(
     """
     num_images = len(dataset.splits["train"])
     batch_size = min(num_images, config.batch_size or choose_batch_size(num_images, device, try_step))
-    lr = config.lr
-    if lr is None:
-        lr = default_lr(config.optimizer, batch_size * config.accumulate, config.pretrained is not None)
-        lr *= MODELS[config.model].lr_scale if config.model in MODELS else 1.0
     weight_decay = default_weight_decay(config.optimizer) if config.weight_decay is None else config.weight_decay
     layer_decay = config.layer_decay
     if layer_decay is None:
@@ -197,7 +200,7 @@ def complete(
         cutmix=policy.cutmix_alpha,
         epochs=epochs,
         batch_size=batch_size,
-        lr=lr,
+        lr=default_rate(config, batch_size) if config.lr is None else config.lr,
         weight_decay=weight_decay,
         layer_decay=layer_decay,
         ema=config.ema and not lookup(OPTIMIZERS, config.optimizer, "optimizer").averages,

@@ -3,20 +3,21 @@
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import torch
 from torch import nn
 
 from vitrail.config import Preprocess, TrainConfig
-from vitrail.data import Dataset, EvalLoader, TrainLoader, open_manifest
+from vitrail.data import Dataset, EvalLoader, open_manifest
 from vitrail.errors import ConfigError
 from vitrail.evaluation.predict import TorchPredictor, collect
 from vitrail.models import Model
 from vitrail.models.checkpoint import save_checkpoint
 from vitrail.models.pretrained import load_pretrained
-from vitrail.optim import OPTIMIZERS, averaged_weights, create_optimizer
+from vitrail.optim import OPTIMIZERS, averaged_weights
+from vitrail.reports import SweepPage, write_sweep_page
 from vitrail.runtime.compile import compile_model
 from vitrail.runtime.device import describe_machine, resolve_device
 from vitrail.runtime.files import write_json
@@ -37,10 +38,11 @@ from vitrail.training import (
     graceful_interrupt,
     steps,
 )
-from vitrail.verbs import plan
+from vitrail.verbs import plan, rate
 from vitrail.verbs import teacher as teaching
 from vitrail.verbs.admit import open_with_progress
 from vitrail.verbs.kits import KITS
+from vitrail.verbs.learner import make_learner, make_loader
 
 EVAL_BATCH_SIZE: Final = 64
 
@@ -81,17 +83,7 @@ class Session:
         if self.has_stopped_early():
             return False
         config, state = self.config, self.state
-        loader = TrainLoader(
-            self.dataset.splits["train"],
-            self.preprocess,
-            plan.choose_policy(config, self.dataset),
-            config.batch_size or 1,
-            seed=config.seed,
-            device=self.device,
-            workers=config.workers,
-            cache=config.cache,
-            balance=config.sampling == "balanced",
-        )
+        loader = make_loader(config, self.dataset, self.preprocess, self.device)
         validation = EvalLoader(
             self.dataset.splits["val"], self.preprocess, EVAL_BATCH_SIZE, workers=config.workers, cache=config.cache
         )
@@ -171,6 +163,8 @@ def start(config: TrainConfig) -> Session:
     model.place(device)
     config = plan.complete(config, model, dataset, device, _try_step(model, preprocess, device, teacher))
     config = teaching.choose_cache(config, dataset, model, teacher)
+    config, sweep = rate.find_rate(config, dataset, preprocess, model, teacher)
+    notes += rate.describe(config, sweep)
     run = Run.create(config.out, "train", config.name or re.sub(r"[^\w.-]+", "-", config.model))
     config = replace(config, name=run.path.name)
     with run.removed_on_error():
@@ -179,6 +173,9 @@ def start(config: TrainConfig) -> Session:
         run.write_preprocess(preprocess)
         dataset.write_manifest(run.manifest_path)
         write_json(run.environment_path, describe_machine())
+        if sweep is not None:
+            told = f"{config.model} on {dataset.name}, {config.optimizer}, batch {config.batch_size}"
+            write_sweep_page(run.rates_path, SweepPage(title=run.path.name, subtitle=told, **asdict(sweep)))
         return _assemble(run, config, dataset, preprocess, model, device, notes, teacher)
 
 
@@ -230,19 +227,11 @@ def _assemble(
         raise ConfigError(f"{config.source} has no images to train and to validate on.")
     keep_freed_memory()
     precision = choose_precision(config.precision, device)
-    assert config.lr is not None, "the configuration is complete"
+    assert isinstance(config.lr, int | float), "the configuration is complete"
     assert config.batch_size is not None, "the configuration is complete"
-    assert config.weight_decay is not None, "the configuration is complete"
-    optimizer = create_optimizer(
-        model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay or 1.0
-    )
-    objective, projection = teaching.make_objective(config, dataset, preprocess, model, teacher, precision)
-    if projection is not None:
-        named = {"params": [projection.weight], "param_names": ["projection.weight"]}
-        optimizer.add_param_group({**named, "weight_decay": config.weight_decay})
+    state, objective = make_learner(config, dataset, preprocess, model, teacher, precision, config.lr)
     num_batches = max(1, len(dataset.splits["train"]) // config.batch_size)
-    ema = Ema(model, decay_for(_train_plan(config).total_steps(num_batches))) if config.ema else None
-    state = TrainState(model=model, optimizer=optimizer, ema=ema, companion=projection)
+    state.ema = Ema(model, decay_for(_train_plan(config).total_steps(num_batches))) if config.ema else None
     return Session(
         run=run,
         config=config,

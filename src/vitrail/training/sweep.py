@@ -1,0 +1,115 @@
+"""A learning-rate range test: one short training at rates that rise, and where its loss is smallest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrail.errors import TrainingError
+from vitrail.runtime.precision import Precision
+from vitrail.training.loop import TrainPlan, steps
+from vitrail.training.objective import Objective, TrainBatches
+from vitrail.training.state import TrainState
+
+SPAN: Final = 1e4
+"""The highest rate of a sweep over its lowest."""
+_STEPS: Final = 100
+_LONGEST_S: Final = 60.0
+# A loss that was this many times that of the first steps does not come back at rates that go on rising.
+_DIVERGED: Final = 1.5
+_FIRST_STEPS: Final = 5
+# Steps over which the losses of the sweep are averaged, before and after each: batches differ by more than steps do.
+_SMOOTHED_STEPS: Final = 3.0
+# The smallest loss is reached a little before the rates are too high even for a few steps. A whole training bears about
+# a third of that; where the loss falls fastest says less, for the first easy gains fall as fast
+# (benchmarks/optimizer_rates.py compares with a search).
+_SHARE: Final = 1 / 3
+# Of the first loss: a smaller fall may be chance.
+_SMALLEST_FALL: Final = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan(TrainPlan):
+    """A hundred steps, or a minute of them: the rate rises from a ten-thousandth of that of the groups to the whole."""
+
+    time_budget_s: float | None = _LONGEST_S
+    reads_every_step: bool = True
+
+    def multiplier(self, progress: float) -> float:
+        """Return the factor of the highest rate, evenly spaced on a logarithmic scale."""
+        return float(SPAN ** (progress - 1))
+
+    def total_steps(self, num_batches: int) -> int:
+        """Return the steps of the sweep."""
+        return _STEPS
+
+    def is_over(self, state: TrainState) -> bool:
+        """Return whether the highest rate was reached."""
+        return state.step >= _STEPS or super().is_over(state)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a range test saw."""
+
+    rates: tuple[float, ...]
+    """Of each step, rising."""
+    losses: tuple[float, ...]
+    """Of each step's batch, before its update."""
+    smooth: tuple[float, ...]
+    """Averaged over the neighbouring steps."""
+    suggestion: float | None
+    """A third of the rate at which the smooth loss is smallest; None where it does not fall."""
+
+
+def sweep_rates(
+    state: TrainState, objective: Objective, loader: TrainBatches, plan: SweepPlan, precision: Precision
+) -> Sweep:
+    """Train at rising rates until the loss leaves its bounds; return what was seen.
+
+    Args:
+        state: of copies that nobody needs afterwards; its optimizer's groups have the highest rates.
+        objective: gives the loss.
+        loader: gives the batches.
+        plan: the sweep.
+        precision: of the forward pass.
+
+    Raises:
+        TrainingError: if even the first loss is not finite.
+
+    Source: Smith, Cyclical Learning Rates for Training Neural Networks, arXiv 1506.01186, section 3.3.
+    """
+    rates: list[float] = []
+    losses: list[float] = []
+    try:
+        for report in steps(state, objective, loader, plan, precision):
+            rates.append(report.lr)
+            losses.append(report.loss)
+            first = losses[:_FIRST_STEPS]
+            if report.loss > _DIVERGED * sum(first) / len(first):
+                break
+    except TrainingError:
+        if not rates:  # it is not the rate's fault
+            raise
+    smooth = smoothed(losses)
+    return Sweep(tuple(rates), tuple(losses), tuple(smooth.tolist()), _suggestion(rates, smooth))
+
+
+def smoothed(losses: Sequence[float]) -> NDArray[np.float64]:
+    """Return the losses averaged over their neighbours, with a Gaussian three steps wide."""
+    places = np.arange(len(losses))
+    weights = np.exp(-0.5 * ((places[:, None] - places) / _SMOOTHED_STEPS) ** 2)
+    mean: NDArray[np.float64] = weights @ np.asarray(losses, dtype=np.float64) / weights.sum(axis=1)
+    return mean
+
+
+def _suggestion(rates: Sequence[float], smooth: NDArray[np.float64]) -> float | None:
+    """Return the rate that a training may be tried with."""
+    if len(smooth) == 0:
+        return None
+    lowest = int(smooth.argmin())
+    if smooth[lowest] > (1 - _SMALLEST_FALL) * smooth[0]:
+        return None
+    return float(f"{_SHARE * rates[lowest]:.2g}")
