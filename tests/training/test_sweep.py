@@ -38,6 +38,7 @@ class Bowl:
 
 
 def test_rates_rise_evenly_and_end_where_the_loss_leaves_its_bounds(sweep, batches):
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3, bias=False))
     state = TrainState(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=1e3))
     seen = sweep(state, Bowl(), batches((64,) * 4), grad_clip=0.0)
@@ -46,7 +47,8 @@ def test_rates_rise_evenly_and_end_where_the_loss_leaves_its_bounds(sweep, batch
     assert seen.rates[0] == pytest.approx(1e3 / SPAN * SPAN**0.005)
     # The curvature is 20 / 3 times the eigenvalues, near 1, of the images' covariance: descent ends at 2 / curvature.
     assert 0.2 < seen.rates[-1] < 3
-    assert seen.losses[-1] > 1.5 * seen.losses[0] > seen.losses[-2]
+    bound = 1.5 * np.mean(seen.losses[:5])
+    assert seen.losses[-1] > bound >= max(seen.losses[:-1])
     lowest = seen.rates[int(np.argmin(seen.smooth))]
     assert seen.suggestion == pytest.approx(lowest / 3, rel=0.05)
     assert 0.01 < seen.suggestion < 0.3
