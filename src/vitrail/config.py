@@ -30,7 +30,8 @@ class AdmitConfig(DataConfig):
     """Every knob of `vitrail data`: look at images before training on them."""
 
     source: str
-    """A folder of images, one folder per class; a table of paths and labels; idx files; an .npz archive; "digits"."""
+    """A folder of images, one folder per class; a table of paths and labels; a Hugging Face dataset, saved or as
+    hf-dataset:NAME; idx files; an .npz archive; "digits"."""
     out: str = "runs"
     """Folder of all runs; the manifest is written to a new folder in it."""
     name: str | None = None
@@ -42,8 +43,8 @@ class TrainConfig(DataConfig):
     """Every knob of `vitrail train`: from a folder of images to a trained, evaluated model and its report."""
 
     source: str
-    """Folders of images, one per class (or train, val and test folders of these); a table of paths and labels; idx
-    files; an .npz archive; "digits"; or a run to resume."""
+    """Folders of images, one per class (or train, val and test folders of these); a table of paths and labels; a
+    Hugging Face dataset, saved or as hf-dataset:NAME; idx files; an .npz archive; "digits"; or a run to resume."""
 
     # What is trained
     model: str = "auto"

@@ -15,7 +15,8 @@ class SourceConfig:
     """How a source of images is read. Shared by all verbs that take labelled images."""
 
     path_column: str | None = None
-    """Column of a table that holds the paths. Default: the one of a usual name, such as path, file or image."""
+    """Column of a table that holds the paths, or of a Hugging Face dataset that holds the images. Default: the one of a
+    usual name, such as path, file or image."""
     label_column: str | None = None
     """Column of a table that holds the labels. Default: the one of a usual name, such as label, class or target."""
     label_separator: str | None = None
@@ -29,7 +30,7 @@ class SourceConfig:
     root: str | None = None
     """Folder, or other source, that the paths of a table lead into. Default: the table's own folder."""
     allow_outside: bool = False
-    """Use images of a table whose paths lead out of its root."""
+    """Use images of a table or dataset whose paths lead out of its root."""
 
     def __post_init__(self) -> None:
         """Refuse two ways to read the labels at once."""

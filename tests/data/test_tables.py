@@ -254,7 +254,8 @@ def test_parquet_says_the_same_as_csv(photos: Path, rows: list) -> None:
         "path": [path for path, _ in rows],
         "label": pyarrow.array([float("ab".index(label)) for _, label in rows]),  # as pandas keeps numbers with gaps
         "split": pyarrow.array(split).dictionary_encode(),
-        "score": [[0.5]] * NUM,
+        "score": [{"high": 0.5}] * NUM,
+        "tags": [["x", "y"][: i % 3] for i in range(NUM)],
     }
     parquet.write_table(pyarrow.table(columns), photos / "t.parquet")
     table = write_csv(
@@ -267,6 +268,10 @@ def test_parquet_says_the_same_as_csv(photos: Path, rows: list) -> None:
     assert ours.classes == ("0", "1")
     assert not ours.traits.flip
     assert "The column 'score' of" in refusal(photos / "t.parquet", DataConfig(label_column="score"))
+    several = open_dataset(photos / "t.parquet", DataConfig(label_column="tags"))
+    assert {record.path: record.label for record in several.records} == {
+        path: ("x", "y")[: i % 3] for i, (path, _) in enumerate(rows)
+    }
 
 
 def test_parquet_without_pyarrow_is_refused_with_what_to_install(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,9 +38,17 @@ def as_archive(colours: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
     return folder / "set.npz", {}
 
 
+def as_saved_dataset(colours: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    datasets.load_dataset(str(colours), split="train", cache_dir=folder.parent / "cache").save_to_disk(folder)
+    return folder, {}
+
+
 MAKERS: dict[str, Callable[[Path, Path], tuple[Path, dict[str, Any]]]] = {
     "table": as_table,
     "archive": as_archive,
+    "saved dataset": as_saved_dataset,
 }
 
 

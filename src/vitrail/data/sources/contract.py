@@ -1,5 +1,6 @@
 """What every kind of source gives: records of its pictures, and the pictures of these records."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from vitrail.config import AugmentStrength
-from vitrail.data.images import Inspection
+from vitrail.data.images import Inspection, decode_bytes, inspect_bytes
 from vitrail.data.inspections import FileKey
 from vitrail.data.raster import Picture
 from vitrail.data.records import Record
@@ -33,6 +34,26 @@ class Pictures(Protocol):
     def key(self, path: str) -> FileKey | None:
         """Return what changes whenever the picture does, or None where it is inspected anew each time."""
         ...
+
+
+class EncodedPictures(ABC):
+    """The `Pictures` of a source that keeps the bytes of picture files, wherever they lie."""
+
+    @abstractmethod
+    def stored(self, path: str) -> bytes:
+        """Return the bytes of a file. Raises ImageRefusedError."""
+
+    @abstractmethod
+    def key(self, path: str) -> FileKey | None:
+        """Return what changes whenever the picture does."""
+
+    def open(self, path: str, min_side: int | None) -> Picture:
+        """Decode the bytes."""
+        return decode_bytes(self.stored(path), path, min_side=min_side)
+
+    def inspect(self, path: str) -> Inspection:
+        """Decode the bytes once."""
+        return inspect_bytes(self.stored(path), path)
 
 
 @dataclass(kw_only=True)

@@ -89,17 +89,21 @@ def list_folder(root: Path, *, arrays: bool = False) -> Listing:
         for label in folders:
             listing.records += walk_folder(root, label, label, ignored, arrays=arrays)
     if not listing.records:
-        raise DataError(
-            f"{display_name(root)} has no pictures in class folders. It takes one folder per class with pictures in it,"
-            " or train, val and test folders of such."
-            + (
-                " Its .npy files are read where --channels says how many channels."
-                if ignored[f"{ARRAYS} files"]
-                else ""
-            )
-        )
+        raise _nothing_in(root, ignored)
     listing.records.sort(key=lambda record: record.path)
     return listing
+
+
+def _nothing_in(root: Path, ignored: Counter[str]) -> DataError:
+    hint = ""
+    if ignored[f"{ARRAYS} files"]:
+        hint = " Its .npy files are read where --channels says how many channels."
+    elif any(root.glob("**/*.parquet")):
+        hint = f" Its .parquet files may be a Hugging Face dataset: hf-dataset:{display_name(root)}."
+    return DataError(
+        f"{display_name(root)} has no pictures in class folders. It takes one folder per class with pictures in it, or "
+        f"train, val and test folders of such.{hint}"
+    )
 
 
 def _check_one_folder_each(root: Path, named: dict[str, SplitName]) -> None:

@@ -1,13 +1,14 @@
 """Which kind of source a name means."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
 from vitrail.config import SourceConfig
 from vitrail.data.images import display_name
-from vitrail.data.sources import digits, npz
+from vitrail.data.sources import digits, huggingface, npz
 from vitrail.data.sources.contract import Pictures, Source
 from vitrail.data.sources.folder import FolderPictures, open_folder
 from vitrail.data.sources.idx import is_idx, open_idx
@@ -16,8 +17,8 @@ from vitrail.data.sources.tabular import is_table
 from vitrail.errors import ConfigError, DataError, did_you_mean
 
 KINDS: Final = (
-    "A source is a folder with one folder of pictures per class, a table of paths and labels (.csv, .tsv, .parquet), an"
-    ' archive of arrays (.npz), idx files, or "digits".'
+    "A source is a folder with one folder of pictures per class, a table of paths and labels (.csv, .tsv, .parquet), a "
+    'Hugging Face dataset (hf-dataset:NAME), an archive of arrays (.npz), idx files, or "digits".'
 )
 
 
@@ -37,15 +38,14 @@ def open_source(name: str | Path, config: SourceConfig | None = None, *, arrays:
     if not name:  # for Python the present folder, for a person a variable that was not set
         raise DataError(f"The source is an empty name. {KINDS}")
     path = Path(name)
+    if name.startswith(huggingface.PREFIX) or huggingface.is_saved_dataset(path):
+        _refuse(["root"], name, config)
+        return huggingface.open_huggingface(name, config)
     if name != digits.NAME and not path.exists():
         raise _nothing_there(path)
     if name != digits.NAME and path.is_file() and is_table(path):
         return _open_table(path, config)
-    if config.source_options:
-        raise ConfigError(
-            f"{', '.join(config.source_options)} tells how a table is read, and {display_name(name)} is none."
-            " Leave it away."
-        )
+    _refuse([field.name for field in fields(SourceConfig)], name, config)
     if name == digits.NAME:
         return digits.open_digits()
     if is_idx(path):
@@ -55,6 +55,15 @@ def open_source(name: str | Path, config: SourceConfig | None = None, *, arrays:
     if path.suffix.lower() == npz.SUFFIX:
         return npz.open_npz(path)
     raise DataError(f"{display_name(path)} is a file that is no source. {KINDS}")
+
+
+def _refuse(options: Sequence[str], name: str, config: SourceConfig) -> None:
+    """Refuse options that this kind of source has no use for."""
+    given = [option for option in config.source_options if option in options]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} tells how a table is read, and {display_name(name)} is none. Leave it away."
+        )
 
 
 def _nothing_there(path: Path) -> DataError:

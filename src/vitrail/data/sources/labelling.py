@@ -7,8 +7,8 @@ from typing import Final, Protocol
 from vitrail.config import SourceConfig
 from vitrail.data.images import display_name
 from vitrail.data.records import SEVERAL_COLUMNS, Label, is_manifest, parse_labels
+from vitrail.data.sources.cells import Rows
 from vitrail.data.sources.columns import LABEL_NAMES, require_column
-from vitrail.data.sources.tabular import Table
 from vitrail.errors import ConfigError, DataError, did_you_mean
 
 _PRESENT: Final = {"1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0": False}
@@ -82,23 +82,23 @@ class LabelColumns:
 
 @dataclass(frozen=True)
 class ListedLabels:
-    """A cell holds a list in JSON, as manifests have it."""
+    """A cell holds a list in JSON, as manifests have it; an empty one, not even that."""
 
     columns: tuple[str]
 
     def read(self, cells: Sequence[str], row: str) -> Label | None:
         """Return the list."""
-        return parse_labels(cells[0], row)
+        return parse_labels(cells[0], row) if cells[0] else None
 
 
-def choose_labelling(table: Table, config: SourceConfig) -> Labelling:
+def choose_labelling(table: Rows, config: SourceConfig) -> Labelling:
     """Return how a table's labels are read, by the options that were given.
 
     Raises:
         ConfigError: if a column that was named is not there.
         DataError: if no column is named or called like one of labels.
     """
-    source = display_name(table.path)
+    source = table.shown
     if config.label_columns:
         missing = [name for name in config.label_columns if name not in table.header]
         if missing:
@@ -109,8 +109,13 @@ def choose_labelling(table: Table, config: SourceConfig) -> Labelling:
             )
         return LabelColumns(config.label_columns)
     column = require_column(table.header, config.label_column, LABEL_NAMES, flag="label_column", source=source)
+    if config.label_separator is not None and table.is_list(column):
+        raise ConfigError(
+            f"The column {display_name(column)!r} of {source} holds lists of labels, which nothing separates. Leave "
+            "label_separator away."
+        )
     if config.label_separator is not None:
         return SeparatedLabels((column,), config.label_separator)
-    if is_manifest(table.header) and column in SEVERAL_COLUMNS:
+    if table.is_list(column) or (is_manifest(table.header) and column in SEVERAL_COLUMNS):
         return ListedLabels((column,))
     return OneLabel((column,))

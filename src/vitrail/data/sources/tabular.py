@@ -1,7 +1,6 @@
 """Tables as files, CSV or Parquet: their columns as text, whatever they hold."""
 
 import csv
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vitrail.data.images import display_name
+from vitrail.data.sources.cells import cell_text
 from vitrail.errors import DataError, MissingExtraError
 
 _CSV: Final = (".csv", ".tsv")
@@ -24,6 +24,11 @@ class Table:
     header: tuple[str, ...]
     """Names of the columns."""
 
+    @property
+    def shown(self) -> str:
+        """The table as it is named to a person."""
+        return display_name(self.path)
+
     def columns(self, names: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
         """Yield each row's number, as `place_of_row` takes it, and its cells in these columns; "" for a missing value.
 
@@ -36,7 +41,11 @@ class Table:
 
     def place_of_row(self, number: int) -> str:
         """Return how a row is named to a person: CSV rows count from 1, the header; those of Parquet from 0."""
-        return f"{display_name(self.path)}, row {number}"
+        return f"{self.shown}, row {number}"
+
+    def is_list(self, name: str) -> bool:
+        """Return whether a column holds lists, as those of Parquet may."""
+        return _is_parquet(self.path) and _is_list_of_parquet(self.path, name)
 
 
 def is_table(path: Path) -> bool:
@@ -119,25 +128,19 @@ def _parquet_header(path: Path) -> tuple[str, ...]:
         return tuple(file.schema_arrow.names)
 
 
+def _is_list_of_parquet(path: Path, name: str) -> bool:
+    with _open_parquet(path) as file:
+        from pyarrow import types
+
+        kind = file.schema_arrow.field(name).type
+        return bool(types.is_list(kind) or types.is_large_list(kind))
+
+
 def _parquet_rows(path: Path, header: Sequence[str], positions: Sequence[int]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    names = [header[position] for position in positions]
+    names, shown = [header[position] for position in positions], display_name(path)
     number = 0
     with _open_parquet(path) as file:
         for batch in file.iter_batches(columns=names):
             for cells in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
-                yield number, tuple(_text(cell, path, name) for cell, name in zip(cells, names, strict=True))
+                yield number, tuple(cell_text(cell, name, shown) for cell, name in zip(cells, names, strict=True))
                 number += 1
-
-
-def _text(value: object, path: Path, name: str) -> str:
-    """Return a cell as the text that it would be in CSV; whole numbers without a decimal point."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, str | int | float):
-        return str(value)
-    raise DataError(
-        f"The column {display_name(name)!r} of {display_name(path)} holds {type(value).__name__}, not text or numbers."
-        " A table names its pictures by their paths."
-    )
