@@ -40,11 +40,11 @@ class Bowl:
 def test_rates_rise_evenly_and_end_where_the_loss_leaves_its_bounds(sweep, batches):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3, bias=False))
-    state = TrainState(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=1e3))
+    state = TrainState(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=10.0))
     seen = sweep(state, Bowl(), batches((64,) * 4), grad_clip=0.0)
     ratios = np.diff(np.log(seen.rates))
     np.testing.assert_allclose(ratios, math.log(SPAN) / 100, rtol=1e-6)
-    assert seen.rates[0] == pytest.approx(1e3 / SPAN * SPAN**0.005)
+    assert seen.rates[0] == pytest.approx(10 / SPAN * SPAN**0.005)
     # The curvature is 20 / 3 times the eigenvalues, near 1, of the images' covariance: descent ends at 2 / curvature.
     assert 0.2 < seen.rates[-1] < 3
     bound = 1.5 * np.mean(seen.losses[:5])
