@@ -36,6 +36,25 @@ class AdmitConfig(DataConfig):
     """Folder of all runs; the manifest is written to a new folder in it."""
     name: str | None = None
     """Name of the new folder. Default: the source's name. A number is added when it exists."""
+    label_folds: int = 0
+    """Look for wrong labels: parts into which the images are divided, each judged by a quick model that learnt the
+    others, from 2 to 20; 5 is usual, 0 does not look. Needs the extra labels."""
+    label_model: str | None = None
+    """Published weights, as `pretrained` of train takes them, whose features the quick model learns from. Default:
+    those of small patches, which it finds in the images themselves within milliseconds an image."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        super().__post_init__()
+        if self.label_folds != 0:
+            check_range("label_folds", self.label_folds, 2, 20)
+        elif self.label_model is not None:
+            raise ConfigError("label_model is for looking for wrong labels, and label_folds is 0. Give 5 or so.")
+        if self.label_model is not None and self.channels is not None:
+            raise ConfigError(
+                f"label_model looks at RGB, and channels is {self.channels}. Leave it out; patches of all channels are "
+                "looked at then."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,3 +175,12 @@ def test_bad_numbers_are_one_sentence(scenes, command, tmp_path):
     says = command("data", scenes, "--channels", "4", "--out", tmp_path).sentence()
     assert "it has 5 channels, and 4 are asked; give --channels 5" in says
     assert "--channels says how many channels" in command("data", scenes, "--out", tmp_path).sentence()
+
+
+def test_a_wrong_label_is_seen_by_the_channel_that_tells(scenes, tmp_path):
+    source = shutil.copytree(scenes, tmp_path / "scenes")
+    shutil.move(source / "near_infrared" / "00.npy", source / "dark" / "wrong.npy")
+    admission = vitrail.admit(source, channels=5, label_folds=3, out=tmp_path, duplicates="off")
+    assert admission.labels is not None
+    first = admission.labels.issues[0]
+    assert (first.path, first.given, first.suggested) == ("dark/wrong.npy", ("dark",), ("near_infrared",))

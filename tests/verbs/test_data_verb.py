@@ -10,6 +10,7 @@ import pytest
 import vitrail
 from vitrail.config import DataConfig
 from vitrail.data import open_dataset, open_manifest
+from vitrail.errors import ConfigError
 
 
 def test_the_manifest_tells_of_every_file_what_became_of_it(pictures, tmp_path):
@@ -105,3 +106,47 @@ def test_training_says_what_leaks_and_weights_the_classes(colours, tmp_path, qui
     assert not result.interrupted
     report = json.loads((result.path / "report.json").read_text())
     assert any("left out of val and test" in caveat for caveat in report["caveats"])
+
+
+def test_wrong_labels_are_shown_with_what_they_should_be(colours, tmp_path, command):
+    source = shutil.copytree(colours, tmp_path / "colours")
+    shutil.move(source / "red" / "03.png", source / "blue" / "wrong <b>.png")
+    answer = command("data", source, "--out", tmp_path, "--label-folds", 3)
+    assert answer.code == 0
+    assert "judged each of 3 parts" in answer.out
+    assert "blue/wrong <b>.png: blue → red, " in answer.out
+    found = json.loads((tmp_path / "data" / "colours" / "label_issues.json").read_text())
+    assert found["issues"][0]["path"] == "blue/wrong <b>.png"
+    assert (found["issues"][0]["given"], found["issues"][0]["suggested"]) == (["blue"], ["red"])
+    assert 0 <= found["issues"][0]["confidence"] < 0.5
+    assert found["num_images"] == len(list(source.glob("*/*.png")))
+    page = (tmp_path / "data" / "colours" / "report.html").read_text(encoding="utf-8")
+    assert "Suspicious labels" in page
+    assert "blue → red" in page
+
+
+def test_a_run_that_learnt_the_labels_does_not_judge_them(trained, colours, tmp_path):
+    with pytest.raises(ConfigError, match="has learnt the labels of"):
+        vitrail.admit(colours, out=tmp_path, label_folds=2, label_model=str(trained.path))
+    assert not (tmp_path / "data").exists()
+
+
+def test_features_of_trained_weights_judge_labels_too(trained, colours, tmp_path):
+    weights = shutil.copy(trained.path / "model.safetensors", tmp_path / "weights.safetensors")
+    admission = vitrail.admit(colours, out=tmp_path, label_folds=2, label_model=str(weights))
+    assert admission.labels is not None
+    assert admission.labels.features.endswith("weights.safetensors")
+    assert admission.labels.agreement > 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_folds": 1}, "2"),
+        ({"label_model": "x"}, "label_folds is 0"),
+        ({"label_folds": 5, "label_model": "x", "channels": 4}, "looks at RGB, and channels is 4"),
+    ],
+)
+def test_looking_for_wrong_labels_needs_folds(colours, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        vitrail.admit(colours, out=tmp_path, **options)

@@ -31,6 +31,8 @@ class Stream(IntEnum):
     ERASE = 5
     MIX = 6
     BALANCE = 7
+    PATCHES = 8
+    FOLDS = 9
 
 
 def uniforms(seed: int, epoch: int, stream: Stream, keys: np.ndarray, num: int) -> np.ndarray:

@@ -15,6 +15,8 @@ MAX_PAIRS: Final = 24
 """Pairs that are shown with their pictures."""
 MAX_PICTURES: Final = 8
 """Pictures that are shown for each other finding."""
+MAX_LABELS: Final = 48
+"""Doubtful labels that are shown."""
 MAX_ROWS: Final = 200
 """Lines of the tables of files."""
 
@@ -52,6 +54,17 @@ class ShownFinding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShownLabels:
+    """Labels that a quick model doubts."""
+
+    text: str
+    """What it is, and how far it is to be believed."""
+    num: int
+    pictures: tuple[ShownPicture, ...]
+    """The most doubtful first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataPage:
     """Everything that the page shows."""
 
@@ -65,6 +78,8 @@ class DataPage:
     findings: tuple[ShownFinding, ...] = ()
     pairs: tuple[ShownPair, ...] = ()
     """The gravest first."""
+    labels: ShownLabels | None = None
+    """None where nobody looked."""
     num_pairs: int = 0
     num_leaks: int = 0
     refused: tuple[tuple[str, str], ...] = ()

@@ -15,13 +15,15 @@ from rich.table import Table
 from vitrail.config import AdmitConfig, DataConfig, from_options
 from vitrail.data import Dataset, ImageRefusedError, Pair, display_name, open_dataset, shown
 from vitrail.reports import Command, DataPage, Picture, ShownFinding, ShownPair, ShownPicture, write_data_page
-from vitrail.reports.datapage import MAX_PAIRS, MAX_PICTURES
+from vitrail.reports.datapage import MAX_LABELS, MAX_PAIRS, MAX_PICTURES, ShownLabels
 from vitrail.runtime.device import describe_machine
 from vitrail.runtime.files import write_json
 from vitrail.training import Run
 from vitrail.verbs.assess import now
+from vitrail.verbs.labelcheck import LabelCheck, check_labels
 
 _MOST_REFUSED_SHOWN = 20
+_MOST_LABELS_SHOWN = 10
 _THUMBNAIL_PX = 160
 
 
@@ -33,6 +35,8 @@ class Admission:
     path: Path
     """The folder with the manifest (every file, its split, and why it was refused if it was), the findings as JSON, and
     the page that shows them."""
+    labels: LabelCheck | None = None
+    """Which labels are suspicious; None where nobody looked."""
 
     @property
     def report_path(self) -> Path:
@@ -63,6 +67,8 @@ def run(config: AdmitConfig) -> int:
     console.print(_table(admission.dataset))
     _print_refused(admission.dataset, console)
     _print_findings(admission.dataset, console)
+    if admission.labels is not None:
+        _print_labels(admission.labels, console)
     console.print(f"report   {display_name(admission.report_path)}", markup=False, soft_wrap=True)
     console.print(f"manifest {display_name(Run(admission.path).manifest_path)}", markup=False, soft_wrap=True)
     return 0
@@ -81,6 +87,7 @@ def open_with_progress(source: str, config: DataConfig, *, quiet: bool = False) 
 
 def _admit(config: AdmitConfig) -> Admission:
     dataset = open_with_progress(config.source, config)
+    labels = check_labels(dataset, config) if config.label_folds else None
     folder = Run.create(config.out, "data", config.name or re.sub(r"[/\\]+", "-", dataset.name))
     with folder.removed_on_error():
         folder.write_config(config)
@@ -88,11 +95,13 @@ def _admit(config: AdmitConfig) -> Admission:
         write_json(folder.environment_path, describe_machine())
         dataset.write_manifest(folder.manifest_path)
         write_json(folder.path / "findings.json", dataset.findings.to_dict())
-        write_data_page(folder.report_path, _page(dataset, config))
-    return Admission(dataset=dataset, path=folder.path)
+        if labels is not None:
+            write_json(folder.path / "label_issues.json", labels.to_dict())
+        write_data_page(folder.report_path, _page(dataset, config, labels))
+    return Admission(dataset=dataset, path=folder.path, labels=labels)
 
 
-def _page(dataset: Dataset, config: AdmitConfig) -> DataPage:
+def _page(dataset: Dataset, config: AdmitConfig, labels: LabelCheck | None) -> DataPage:
     findings = dataset.findings
     leaking = {frozenset((leak.path, leak.of)) for leak in findings.leaks}
 
@@ -119,12 +128,16 @@ def _page(dataset: Dataset, config: AdmitConfig) -> DataPage:
             for item in findings.items
         ),
         pairs=tuple(_shown_pair(pair, show, frozenset((pair.first, pair.second)) in leaking) for pair in pairs),
+        labels=None if labels is None else _shown_labels(labels, show),
         num_pairs=len(findings.pairs),
         num_leaks=len(findings.leaks),
         refused=tuple((refused.path, refused.reason) for refused in dataset.refused),
         dropped=tuple((dropped.path, dropped.reason) for dropped in dataset.dropped),
         ignored=dict(sorted(dataset.ignored.items())),
-        commands=(Command("Train on these images", f"vitrail train {words}"),),
+        commands=(
+            Command("Train on these images", f"vitrail train {words}"),
+            *([Command("Look for wrong labels", f"vitrail data {words} --label-folds 5")] if labels is None else []),
+        ),
     )
 
 
@@ -147,13 +160,21 @@ class _Pictures:
         self._open = next(iter(dataset.splits.values())).pictures.open
         self._labels = {record.path: record.shown_label for record in dataset.records}
 
-    def __call__(self, path: str) -> ShownPicture:
+    def __call__(self, path: str, note: str | None = None) -> ShownPicture:
         picture: Picture | None = None
         with suppress(ImageRefusedError):
             image = shown(self._open(path, _THUMBNAIL_PX))
             image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
             picture = np.asarray(image)
-        return ShownPicture(picture=picture, name=display_name(path), note=self._labels[path])
+        return ShownPicture(picture=picture, name=display_name(path), note=self._labels[path] if note is None else note)
+
+
+def _shown_labels(labels: LabelCheck, show: _Pictures) -> ShownLabels:
+    return ShownLabels(
+        text=labels.text,
+        num=len(labels.issues),
+        pictures=tuple(show(issue.path, issue.text) for issue in labels.issues[:MAX_LABELS]),
+    )
 
 
 def _shown_pair(pair: Pair, show: _Pictures, leaks: bool) -> ShownPair:
@@ -186,6 +207,14 @@ def _print_refused(dataset: Dataset, console: Console) -> None:
             console.print(
                 f"  and {len(dataset.refused) - _MOST_REFUSED_SHOWN} more; the manifest has all", markup=False
             )
+
+
+def _print_labels(labels: LabelCheck, console: Console) -> None:
+    console.print(f"labels: {labels.text}", markup=False, soft_wrap=True)
+    for issue in labels.issues[:_MOST_LABELS_SHOWN]:
+        console.print(f"  {display_name(issue.path)}: {issue.text}", markup=False, soft_wrap=True)
+    if len(labels.issues) > _MOST_LABELS_SHOWN:
+        console.print(f"  and {len(labels.issues) - _MOST_LABELS_SHOWN} more; label_issues.json has all", markup=False)
 
 
 def _print_findings(dataset: Dataset, console: Console) -> None:
