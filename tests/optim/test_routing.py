@@ -131,6 +131,51 @@ def test_the_attention_of_our_mobile_models_is_divided_into_its_maps(name, parts
     assert found == (parts or {(1, width, width) for width in (64, 96, 128)})
 
 
+class GatedMlp(nn.Module):
+    """Computes gates and values with one layer, as timm's GluMlp does."""
+
+    def __init__(self, hidden=24, out=12):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(16, hidden), nn.Linear(out, 16)
+
+
+@pytest.mark.parametrize("qkv", ["split", "fused", "heads"])
+def test_gates_and_values_are_two_matrices(qkv):
+    assert roles(GatedMlp(), qkv=qkv)["fc1.weight"] == ("matrix", 2)
+    assert roles(GatedMlp(out=24), qkv=qkv)["fc1.weight"] == ("matrix", 1)
+
+
+class TorchvisionVit(nn.Module):
+    """Names, types and shapes of torchvision's VisionTransformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.class_token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.conv_proj = nn.Conv2d(3, 16, 8, 8)
+        block = nn.Module()
+        block.ln_1, block.ln_2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        block.self_attention = nn.MultiheadAttention(16, 2)
+        block.mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Dropout(0.0), nn.Linear(32, 16), nn.Dropout(0.0))
+        self.encoder = nn.Module()
+        self.encoder.pos_embedding = nn.Parameter(torch.zeros(1, 17, 16))
+        self.encoder.layers = nn.Sequential()
+        self.encoder.layers.add_module("encoder_layer_0", block)
+        self.heads = nn.Sequential()
+        self.heads.add_module("head", nn.Linear(16, 10))
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["by module", "by name"])
+def test_torchvisions_vit(known):
+    found, block = roles(TorchvisionVit(), known=known), "encoder.layers.encoder_layer_0."
+    assert found["heads.head.weight"] == ("head", 1)
+    assert found[f"{block}self_attention.in_proj_weight"] == ("matrix", 3)
+    matrices = {f"{block}self_attention.out_proj.weight", f"{block}mlp.0.weight", f"{block}mlp.3.weight"}
+    assert {found[name] for name in matrices} == {("matrix", 1)}
+    assert found["conv_proj.weight"][0] == ("matrix" if known else "convolution")
+    rest = found.keys() - matrices - {"heads.head.weight", "conv_proj.weight", f"{block}self_attention.in_proj_weight"}
+    assert {found[name][0] for name in rest} == {"vector"}
+
+
 class WithClassifier(nn.Module):
     """A model of timm's tells its classifier, whatever that is called."""
 

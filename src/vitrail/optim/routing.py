@@ -38,6 +38,8 @@ _ATTENTION: Final = frozenset(_FUSED) - {"w12"} | {
     *("q", "k", "v", "query", "key", "value", "to_q", "to_k", "to_v"),
     *("q_proj", "k_proj", "v_proj"),
 }
+# The layers of an MLP. Where the first has twice the outputs that the second takes, half are gates: timm's GluMlp.
+_GATED: Final = ("fc1", "fc2")
 # What attention modules call the number of their heads.
 _NUM_HEADS: Final = ("heads", "num_heads", "num_attention_heads", "n_heads")
 _LOOKED_UP: Final = re.compile(r"token|pos_|position|table|embedding|latent|query$|wte|wpe")
@@ -67,7 +69,7 @@ class _Owner(NamedTuple):
     heads: int
     """Those of the module or of the one around it; 0 where they tell none."""
     parts: tuple[int, ...]
-    """Rows of each map, where the attention module around it tells them as ``parts``."""
+    """Rows of each map, where the attention module around it tells them as ``parts``, or those of a gated MLP."""
 
 
 class Routing(tuple[Route, ...]):
@@ -145,6 +147,11 @@ def _told_parts(path: str, modules: Mapping[str, nn.Module], parameter: Tensor) 
         is_fused = any(name in _FUSED for name in names[end:])
         if is_fused and isinstance(told, tuple) and parameter.ndim > 1 and sum(told) == parameter.shape[0]:
             return told
+    if names[-1] == _GATED[0] and parameter.ndim > 1:
+        next_layer = getattr(modules[".".join(names[:-1])], _GATED[1], None)
+        half = getattr(next_layer, "in_features", 0)
+        if parameter.shape[0] == 2 * half:
+            return (half, half)
     return ()
 
 
@@ -233,7 +240,7 @@ def _parts(name: str, role: Role, parameter: Tensor, owner: _Owner | None, qkv: 
     layer = layer.removesuffix("_weight")
     told = owner.parts if owner is not None else ()
     parts = told or _fused_parts(layer, *_sides(parameter))
-    if qkv == "split" or not (told or layer in _ATTENTION):
+    if qkv == "split" or layer == _GATED[0] or not (told or layer in _ATTENTION):
         return parts
     if qkv == "fused":
         return (rows,)
