@@ -177,28 +177,43 @@ def make_optimizer(name: str, model: nn.Module, setting: dict) -> torch.optim.Op
 def train(
     task: Task, optimizer_name: str, setting: dict, steps: int, seed: int, data: dict[str, Images], place: Place
 ) -> tuple[nn.Module, dict[str, float]]:
-    """Train once; return the model, and its last losses' mean and the time of its steps.
+    """Build the task's model and `fit` it; return the model too."""
+    torch.manual_seed(seed)
+    model = make_model(task, data["train"]).to(place.device)
+    return model, fit(model, task, optimizer_name, setting, steps, seed, data["train"], place)
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    optimizer_name: str,
+    setting: dict,
+    steps: int,
+    seed: int,
+    images: Images,
+    place: Place,
+) -> dict[str, float]:
+    """Train a model in place; return its last losses' mean and the time of its steps.
 
     Args:
+        model: with fresh weights, on the device.
         task: what is trained.
         optimizer_name: one of `vitrail.optim.OPTIMIZERS`.
         setting: lr, weight_decay, warmup (share of the steps), and any further options of the optimizer.
         steps: length of the training, more than `UNTIMED_STEPS`. The rate falls along a cosine to 0 just there.
-        seed: of initial weights, order and augmentation.
-        data: of `load`.
+        seed: of order and augmentation.
+        images: to learn from.
         place: where it computes.
     """
-    torch.manual_seed(seed)
-    model = make_model(task, data["train"]).to(place.device)
     optimizer = make_optimizer(optimizer_name, model, setting)
     clock, losses = [0.0, 0.0], []
     for step in range(steps):
-        images, targets = batch_at(task, data["train"], seed, step)
+        pixels, targets = batch_at(task, images, seed, step)
         before = _now(place.device)
         for group in optimizer.param_groups:
             group["lr"] = setting["lr"] * warmup_cosine((step + 0.5) / steps, setting["warmup"])
         with place.precision.autocast():
-            logits = model(images)
+            logits = model(pixels)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=0.1)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -212,7 +227,7 @@ def train(
                 break
     share = steps / max(1, steps - UNTIMED_STEPS)
     last = losses[-max(1, steps // 10) :]
-    return model, {"loss": sum(last) / len(last), "wall_s": clock[0] * share, "process_s": clock[1] * share}
+    return {"loss": sum(last) / len(last), "wall_s": clock[0] * share, "process_s": clock[1] * share}
 
 
 def _by_name(roles: dict[str, str], model: nn.Module) -> dict[str, str]:

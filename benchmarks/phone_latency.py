@@ -1,140 +1,133 @@
 """How long does one image take in onnxruntime? Phone-class models at their published sizes, fp32 and int8, in turns.
 
-    python benchmarks/phone_latency.py [--models lucarne_s mocovit_100 ...] [--rounds 20]
+    python benchmarks/phone_latency.py [--models lucarne_s mocovit_100 ...] [--rounds 15]
+    python benchmarks/phone_latency.py --table        prints the tables from what was measured
 
-Each model is folded and exported as `vitrail export` does, then made int8 in the two ways that onnxruntime offers:
-"dynamic" (matrix products only; convolutions stay fp32) and "static" (convolutions too, scales from random images:
-the time does not depend on them, the accuracy would). All sessions take turns in one process, a few calls each per
-round; the median and the tenth percentile over all calls are printed, and the ratio to the first model by round.
+Each model is folded and exported as `vitrail export` does, then made int8 in the two ways that onnxruntime offers, see
+onnx_int8.py; static scales come from random images: the time does not depend on them, the accuracy would, and
+int8_accuracy.py measures that. Which calls count, and how models are compared, is told in onnx_latency.py: calls in
+which another process took a core are thrown away. The machine is best left alone all the same: two threads wait for
+each other, and where others work, few calls of a slow model are undisturbed.
+
+Rounds add up: a run with the same models adds its rounds to those in results/phone_latency.json, so that a busy machine
+can be measured in its quiet minutes. A run with other models starts its kinds and threads anew.
 """
 
 import argparse
+import json
 import logging
-import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
-import torch
 from alternate import save
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
-
-from vitrail.config import Preprocess
-from vitrail.layers.conv import fold
-from vitrail.models import MODELS, create_model
-from vitrail.shipping.onnx import export_onnx
+from onnx_int8 import KINDS, quantize
+from onnx_latency import Burst, export, measure, median_ms, ratio, show
 
 DEFAULT = ["lucarne_s", "lucarne_xs", "mocovit_100", "mobilevit_xs", "mobilevit_xxs", "mobilevitv2_050",
            "ghostnet_100", "mobilenetv3_small_100", "mobilenetv3_large_100", "resnet18"]  # fmt: skip
-KINDS = ("fp32", "int8 dynamic", "int8 static")
-CALLS = 5
+RESULTS = Path(__file__).parent / "results"
 
 
-class RandomImages(CalibrationDataReader):
-    """A few random pictures to calibrate with."""
-
-    def __init__(self, size: int) -> None:
-        generator = np.random.default_rng(0)
-        self.batches = iter(generator.integers(0, 256, (4, 1, size, size, 3), dtype=np.uint8))
-
-    def get_next(self) -> dict | None:
-        """Return the next input, or None at the end."""
-        images = next(self.batches, None)
-        return None if images is None else {"images": images}
-
-
-def write_graphs(name: str, folder: Path) -> dict[str, Path]:
+def write_graphs(name: str, folder: Path, kinds: list[str]) -> dict[str, Path]:
     """Export one model in each kind."""
+    import torch
+
+    from vitrail.models import MODELS, create_model
+
     size = MODELS[name].image_size
     torch.manual_seed(0)
-    model = fold(create_model(name))
-    paths = {kind: folder / f"{name} {kind}.onnx" for kind in KINDS}
-    classes = [f"class {number}" for number in range(1000)]
-    export_onnx(model, paths["fp32"], preprocess=Preprocess(image_size=(size, size)), classes=classes)
-    prepared = folder / f"{name} prepared.onnx"
-    quant_pre_process(paths["fp32"], prepared)
-    quantize_dynamic(
-        prepared, paths["int8 dynamic"], weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
-    )
-    quantize_static(
-        prepared,
-        paths["int8 static"],
-        RandomImages(size),
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-    )
-    return paths
+    plain = folder / f"{name} fp32.onnx"
+    export(create_model(name), plain, size)
+    paths = {"fp32": plain}
+    for kind in kinds:
+        if kind != "fp32":
+            paths[kind] = folder / f"{name} {kind}.onnx"
+            examples = np.random.default_rng(0).integers(0, 256, (4, 1, size, size, 3), dtype=np.uint8)
+            quantize(plain, kind, paths[kind], examples)
+    return {kind: paths[kind] for kind in kinds}
 
 
-def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """Open a graph for that many threads."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def measure(paths: dict[str, Path], threads: int, rounds: int) -> dict[str, list[list[float]]]:
-    """Return the milliseconds of every call, round by round, for each graph."""
-    sessions = {name: open_session(path, threads) for name, path in paths.items()}
-    inputs = {name: {"images": np.zeros((1, *session.get_inputs()[0].shape[1:]), np.uint8)}
-              for name, session in sessions.items()}  # fmt: skip
-    taken: dict[str, list[list[float]]] = {name: [] for name in sessions}
-    for number in range(rounds + 1):
-        for name, session in sessions.items():
-            calls = []
-            for _ in range(CALLS):
-                started_at = time.perf_counter()
-                session.run(["logits"], inputs[name])
-                calls.append(1e3 * (time.perf_counter() - started_at))
-            if number:  # the first round warms up
-                taken[name].append(calls)
-    return taken
-
-
-def table(kind: str, threads: int, taken: dict[str, list[list[float]]]) -> str:
+def table(figures: list[dict], kind: str, threads: int) -> str:
     """Return the figures of one kind and number of threads, with the ratio of each model to the first."""
-    first = [min(calls) for calls in next(iter(taken.values()))]
-    lines = [
-        f"\n{kind}, {threads} thread{'s' if threads > 1 else ''}\n",
-        "| model | ms, median | ms, fastest tenth | it / first, median [lowest, highest] |",
-        "|---|---|---|---|",
-    ]
-    for name, rounds in taken.items():
-        calls = [call for each in rounds for call in each]
-        ratios = [min(each) / base for each, base in zip(rounds, first, strict=True)]
-        spread = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
-        lines.append(f"| {name} | {statistics.median(calls):.2f} | {np.percentile(calls, 10):.2f} | {spread} |")
+    found = [each for each in figures if (each["kind"], each["threads"]) == (kind, threads)]
+    lines: list[str] = []
+    for cores in ("one", "together", "apart"):
+        by_model = {each["model"]: in_state(each, cores) for each in found}
+        if not any(ms is not None for by_round in by_model.values() for ms in by_round):
+            continue
+        first = next(iter(by_model))
+        where = "1 thread" if cores == "one" else f"{threads} threads, cores {cores}"
+        lines += [
+            f"\n{kind}, {where}\n",
+            f"| model | ms | it / {first}, median [95 %] | rounds |",
+            "|---|---|---|---|",
+        ]
+        for name, by_round in by_model.items():
+            ms, versus = median_ms(by_round), "" if name == first else show(ratio(by_round, by_model[first]))
+            rounds = sum(each is not None for each in by_round)
+            lines.append(f"| {name} | {'' if ms is None else f'{ms:.2f}'} | {versus} | {rounds} of {len(by_round)} |")
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Export, measure, print and keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=DEFAULT, choices=list(MODELS))
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    options = parser.parse_args()
+def in_state(figure: dict, cores: str) -> list[float | None]:
+    """Return the milliseconds of the rounds in which the cores lay so; None for the others."""
+    return [ms if where == cores else None for ms, where in zip(figure["ms_by_round"], figure["cores"], strict=True)]
+
+
+def add_rounds(figures: list[dict], cell: dict, bursts: dict[str, list[Burst]]) -> list[dict]:
+    """Return the figures with more rounds of a cell, or with its first ones if other models were measured before."""
+    from vitrail.models import MODELS
+
+    inside = {each["model"]: each for each in figures if {key: each[key] for key in cell} == cell}
+    before = inside if list(inside) == list(bursts) else {}
+    added = []
+    for name, rounds in bursts.items():
+        earlier = before.get(name, {"ms_by_round": [], "cores": []})
+        found = {
+            "ms_by_round": [*earlier["ms_by_round"], *(burst.ms for burst in rounds)],
+            "cores": [*earlier["cores"], *(burst.cores for burst in rounds)],
+        }
+        added.append({"model": name, "image_size": MODELS[name].image_size, **cell, **found})
+    return [each for each in figures if each not in inside.values()] + added
+
+
+def read(folder: Path) -> list[dict]:
+    """Return the figures that were measured."""
+    path = folder / "phone_latency.json"
+    return json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else []
+
+
+def measure_all(options: argparse.Namespace) -> None:
+    """Export the models and measure every kind and number of threads that was asked for."""
     logging.disable(logging.WARNING)
-    figures = []
     with tempfile.TemporaryDirectory() as folder:
-        graphs = {name: write_graphs(name, Path(folder)) for name in options.models}
+        graphs = {name: write_graphs(name, Path(folder), options.kinds) for name in options.models}
         for threads in options.threads:
-            for kind in KINDS:
-                taken = measure({name: paths[kind] for name, paths in graphs.items()}, threads, options.rounds)
-                print(table(kind, threads, taken), flush=True)
-                figures += [
-                    {"model": name, "image_size": MODELS[name].image_size, "kind": kind, "threads": threads,
-                     "fastest_ms_by_round": [round(min(calls), 3) for calls in rounds],
-                     "median_ms": round(statistics.median(call for each in rounds for call in each), 3)}
-                    for name, rounds in taken.items()
-                ]  # fmt: skip
-    save(options.out, "phone_latency", {"figures": figures})
+            for kind in options.kinds:
+                bursts = measure({name: paths[kind] for name, paths in graphs.items()}, threads, options.rounds)
+                figures = add_rounds(read(options.out), {"kind": kind, "threads": threads}, bursts)
+                save(options.out, "phone_latency", {"figures": figures})
+                print(table(figures, kind, threads), flush=True)
+
+
+def main() -> None:
+    """Measure, or print what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=DEFAULT)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if not options.table:
+        measure_all(options)
+        return
+    figures = read(options.out)
+    for threads in sorted({each["threads"] for each in figures}):
+        for kind in KINDS:
+            print(table(figures, kind, threads))
 
 
 if __name__ == "__main__":
