@@ -36,7 +36,7 @@ def take_turns(contestants: Mapping[str, Contestant], rounds: int, *, warm_up: i
     try:
         for name, contestant in contestants.items():
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, contestant), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, contestant))
             process.start()
             workers[name] = (process, ours)
             _receive(name, ours)  # built

@@ -1,6 +1,6 @@
 """Loading training images on one core: vitrail, torchvision and timm in turn.
 
-    python benchmarks/data_loading.py --data FOLDER [--rounds 5]
+    python benchmarks/data_loading.py --data FOLDER [--rounds 5] [--camera 64]
 
 FOLDER holds one folder of photographs per class. Every contestant gives batches of 32 images of 224 pixels, float32,
 normalised, on one and the same core, in its own process and without worker processes.
@@ -8,7 +8,8 @@ normalised, on one and the same core, in its own process and without worker proc
 The first table is the same work for all: decode, crop at random (0.08 to 1 of the area, proportions 3:4 to 4:3), resize
 (bilinear, antialiased), flip half of them, normalise. `vitrail, cache` reads pictures that an earlier epoch decoded, as
 `vitrail train` does where they fit into memory. `Pillow` only decodes. The second table is each library's own stronger
-augmentation, which is not the same work: the loaders as their users get them.
+augmentation, which is not the same work: the loaders as their users get them. The third is the first again with
+photographs of 12 megapixels, which are made of those in FOLDER.
 
 vitrail calls `keep_freed_memory` first, as its verb `train` does. It also decodes every file once before the first
 epoch, to leave broken ones out; that is not counted here. torchvision appears with its transforms on Pillow's images
@@ -19,6 +20,7 @@ Pillow: torchvision's own decoder does not load beside a CPU build of torch. Nee
 import argparse
 import itertools
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,12 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from alternate import Contestant, Turn, save, table, take_turns
+from photographs import make_camera_photographs
 
 BATCH, IMAGE = 32, 224
 CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 MEAN = STD = (0.5, 0.5, 0.5)
 JITTER = 0.4  # timm's default; given to torchvision, which has none
-SPEED = "images/s"
+SPEED, CPU_SPEED = "images/s", "images per second of processor time"
 
 Epoch = Callable[[], Iterator[Any]]
 """Begins an epoch and gives its batches: float32 tensors (B, 3, H, W)."""
@@ -118,6 +121,12 @@ STRONGER: dict[str, Callable[[Path], Epoch]] = {
     "timm, its color jitter 0.4": partial(timm_loader, prefetcher=False, jitter=JITTER),
     "timm, prefetcher, its color jitter 0.4": partial(timm_loader, prefetcher=True, jitter=JITTER),
 }
+TABLES: dict[str, tuple[str, dict[str, Callable[[Path], Epoch]], tuple[str, ...]]] = {
+    "same_work": ("decode, crop, flip, normalise", SAME_WORK, ("vitrail", "vitrail, cache")),
+    "stronger": ("stronger, not the same work", STRONGER, ("vitrail medium", "vitrail medium, cache")),
+    "camera": ("the first, of 12 megapixels", SAME_WORK, ("vitrail", "vitrail, cache")),
+}
+"""Title, contestants, and which of them are ours. Each table has a file of results of its own."""
 
 
 def build(contestant: str, data: str, core: int) -> Turn:
@@ -131,14 +140,20 @@ def build(contestant: str, data: str, core: int) -> Turn:
     check_values(next(begin()))
 
     def turn() -> dict[str, float]:
-        num_images, start = 0, time.perf_counter()
+        num_images, start, processor_start = 0, time.perf_counter(), time.process_time()
         for images in begin():
             assert images.shape == (BATCH, 3, IMAGE, IMAGE)
             assert images.dtype == torch.float32
             num_images += len(images)
-        return {SPEED: num_images / (time.perf_counter() - start), "images": num_images}
+        return rates(num_images, start, processor_start)
 
     return turn
+
+
+def rates(num_images: int, start: float, processor_start: float) -> dict[str, float]:
+    """Return the speeds since two clocks, the wall's and the processor's, showed these times."""
+    wall_s, processor_s = time.perf_counter() - start, time.process_time() - processor_start
+    return {SPEED: num_images / wall_s, CPU_SPEED: num_images / processor_s, "images": num_images}
 
 
 def check_values(images: Any) -> None:
@@ -157,13 +172,27 @@ def build_pillow(data: str, core: int) -> Turn:
     paths = sorted(path for path in Path(data).rglob("*") if path.is_file())
 
     def turn() -> dict[str, float]:
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         for path in paths:
             with Image.open(path) as image:
                 image.convert("RGB")
-        return {SPEED: len(paths) / (time.perf_counter() - start), "images": len(paths)}
+        return rates(len(paths), start, processor_start)
 
     return turn
+
+
+def compare(title: str, group: dict[str, Any], ours: tuple[str, ...], place: dict[str, Any], rounds: int) -> Any:
+    """Let a group take turns, print its tables and return its figures."""
+    contestants = {name: Contestant(build, {"contestant": name, **place}) for name in group}
+    if group is SAME_WORK:
+        contestants["Pillow, decodes only"] = Contestant(build_pillow, place)
+    figures = take_turns(contestants, rounds)
+    num_images = {turn["images"] for name in group for turn in figures[name]}
+    assert len(num_images) == 1, num_images
+    print(f"\n{int(num_images.pop())} images an epoch, batches of {BATCH}, {IMAGE} pixels, one core.")
+    for name, speed in itertools.product(ours, (SPEED, CPU_SPEED)):
+        print("\n" + table(title, figures, name, speed))
+    return figures
 
 
 def main() -> None:
@@ -171,25 +200,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with one folder of photographs per class")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--camera", type=int, default=64, help="how many photographs of 12 megapixels to make")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="which to measure; all")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     place = {"data": str(options.data), "core": options.core}
-    pillow = {"Pillow, decodes only": Contestant(build_pillow, place)}
-    same, stronger = (
-        {name: Contestant(build, {"contestant": name, **place}) for name in group} for group in (SAME_WORK, STRONGER)
-    )
-    same_figures = take_turns(same | pillow, options.rounds)
-    stronger_figures = take_turns(stronger, options.rounds)
-    num_images = int(same_figures["vitrail"][0]["images"])
-    assert all(turn["images"] == num_images for name in same for turn in same_figures[name])
-    print(f"\n{num_images} images an epoch, batches of {BATCH}, {IMAGE} pixels, one core.")
-    for ours in ("vitrail", "vitrail, cache"):
-        print("\n" + table("decode, crop, flip, normalise", same_figures, ours, SPEED))
-    for ours in ("vitrail medium", "vitrail medium, cache"):
-        print("\n" + table("stronger, not the same work", stronger_figures, ours, SPEED))
-    content = {"batch": BATCH, "image": IMAGE, "same_work": same_figures, "stronger": stronger_figures}
-    save(options.out, "data_loading", content)
+    for name in options.tables:
+        title, group, ours = TABLES[name]
+        with tempfile.TemporaryDirectory() as folder:
+            if name == "camera":
+                place["data"] = str(make_camera_photographs(options.data, Path(folder), options.camera))
+            figures = compare(title, group, ours, place, options.rounds)
+        save(options.out, f"data_loading_{name}", {"batch": BATCH, "image": IMAGE, "figures": figures})
 
 
 if __name__ == "__main__":
