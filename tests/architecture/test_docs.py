@@ -185,7 +185,8 @@ def optimizers(_: str) -> str:
     rows = [
         [
             f"`{name}`",
-            f"{entry.lr:g} * (batch / {entry.reference_batch}) ^ {entry.batch_exponent:g}",
+            f"{entry.lr:g} * (batch / {entry.reference_batch}) ^ {entry.batch_exponent:g}"
+            + (f" * ({entry.reference_width} / width) ^ 0.5" if entry.reference_width else ""),
             f"{entry.weight_decay:g}",
             ", ".join(f"{key} {value}" for key, value in entry.defaults.items()),
         ]

@@ -97,9 +97,13 @@ def test_default_rates_scale_with_the_batch_and_shrink_for_pretrained_weights():
     assert default_lr("adamw", 128, False) == pytest.approx(1e-3)
     assert default_lr("adamw", 512, False) == pytest.approx(2e-3)
     assert default_lr("sgd", 64, False) == pytest.approx(0.025)
+    assert default_lr("sgd", 64, False, width=384) == pytest.approx(0.025)
     for name in OPTIMIZERS:
         assert default_lr(name, 64, True) == pytest.approx(default_lr(name, 64, False) / 10)
         assert default_lr(name, 10**6, False) == default_lr(name, 4096, False)
+    # Updates of orthogonal matrices have singular values of rate * 0.2 * sqrt(width): the same at every width.
+    largest = [default_lr("muon8", 128, False, width) * 0.2 * width**0.5 for width in (64, 192, 768)]
+    assert largest == pytest.approx([largest[0]] * 3)
     assert (default_weight_decay("adamw"), default_weight_decay("sgd")) == (0.05, 1e-4)
 
 

@@ -51,6 +51,8 @@ class OptimizerEntry:
     """How the learning rate grows with the batch: 1 linearly, 0.5 with its square root."""
     weight_decay: float
     """What suits a ViT. AdamW multiplies it with the learning rate, SGD also with 1 / (1 - momentum)."""
+    reference_width: int | None = None
+    """Features per token for which ``lr`` holds, where it falls with their square root; None where it does not."""
     averages: bool = False
     """Whether it averages its steps itself: after the warm-up the rate stays, and no other average is kept."""
 
@@ -61,8 +63,10 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     # Linear: Goyal et al., arXiv 1706.02677, section 2.1.
     "sgd": OptimizerEntry(torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, 0.1, 256, 1.0, 1e-4),
     # Updates have the RMS of AdamW's and bear a higher rate, for no direction of a matrix is larger than the others.
-    "muon8": OptimizerEntry(Muon8, {"momentum": 0.95, "betas": (0.9, 0.99)}, 2e-3, 128, 0.5, 0.05),
-    "muon": OptimizerEntry(MuonWithAdamW, {"momentum": 0.95, "betas": (0.9, 0.999)}, 2e-3, 128, 0.5, 0.05),
+    # Their largest singular value is rate * RMS * sqrt(width), and how large that may be does not depend on the width:
+    # Yang et al., A Spectral Condition for Feature Learning, arXiv 2310.17813, section 2.
+    "muon8": OptimizerEntry(Muon8, {"momentum": 0.95, "betas": (0.9, 0.99)}, 8e-3, 128, 0.5, 0.05, 128),
+    "muon": OptimizerEntry(MuonWithAdamW, {"momentum": 0.95, "betas": (0.9, 0.999)}, 8e-3, 128, 0.5, 0.05, 128),
     # A tenth of AdamW's rate and ten times its decay: Chen et al., arXiv 2302.06675, section 5.
     "lion": OptimizerEntry(Lion, {"betas": (0.9, 0.99)}, 1e-4, 128, 0.5, 0.5),
     # Its rate is relative to the RMS of each parameter. Without momentum: Shazeer and Stern, arXiv 1804.04235.
@@ -111,19 +115,22 @@ def create_optimizer(
     return entry.build(groups, lr=lr, **{**entry.defaults, **given, **options})
 
 
-def default_lr(name: str, batch_size: int, pretrained: bool) -> float:
+def default_lr(name: str, batch_size: int, pretrained: bool, width: int | None = None) -> float:
     """Return a highest learning rate for a ViT without a search.
 
     Args:
         name: one of `OPTIMIZERS`.
         batch_size: images per step of the optimizer (with gradient accumulation: of all its batches).
         pretrained: whether training starts from good weights, which a full rate would destroy; a tenth is used.
+        width: features per token, if they are known.
 
     Raises:
         UnknownNameError: if there is no such optimizer.
     """
     entry = lookup(OPTIMIZERS, name, "optimizer")
     scale = math.pow(min(batch_size, _LARGEST_SCALED_BATCH) / entry.reference_batch, entry.batch_exponent)
+    if entry.reference_width is not None and width is not None:
+        scale *= math.sqrt(entry.reference_width / width)
     return entry.lr * scale * (_PRETRAINED_SHARE if pretrained else 1.0)
 
 

@@ -44,7 +44,7 @@ class Muon8(torch.optim.Optimizer):
         params: a module, or parameters, named parameters or groups of them as every optimizer of torch takes. Each
             group may have its own ``lr`` and ``weight_decay`` (and any argument down to ``newton_schulz_steps``). The
             groups of a module are those of `vitrail.optim.parameter_groups`, which decay matrices and convolutions.
-        lr: learning rate.
+        lr: learning rate; `vitrail.optim.default_lr` knows one by batch and width.
         model: the module that the parameters belong to, where ``params`` is none. Without it, and without names, roles
             are recognised by shape alone, and no classifier is recognised.
         weight_decay: decoupled, multiplied with the learning rate.
@@ -74,7 +74,7 @@ class Muon8(torch.optim.Optimizer):
     def __init__(
         self,
         params: nn.Module | Groups,
-        lr: float = 2e-3,
+        lr: float = 5e-3,
         *,
         model: nn.Module | None = None,
         weight_decay: float = 0.05,

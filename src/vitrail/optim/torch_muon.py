@@ -28,7 +28,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[dict[str, Any]],
-        lr: float = 2e-3,
+        lr: float = 5e-3,
         *,
         model: nn.Module | None = None,
         weight_decay: float = 0.05,

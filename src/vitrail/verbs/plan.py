@@ -160,9 +160,10 @@ def mirror_note(config: TrainConfig, dataset: Dataset) -> list[str]:
     return ["Images are not mirrored, for the classes are numbers or letters and may be of writing; --flip does it."]
 
 
-def default_rate(config: TrainConfig, batch_size: int) -> float:
+def default_rate(config: TrainConfig, model: Model, batch_size: int) -> float:
     """Return the highest learning rate where none is given, for so many images on the device per step."""
-    lr = default_lr(config.optimizer, batch_size * config.accumulate, config.pretrained is not None)
+    images, pretrained = batch_size * config.accumulate, config.pretrained is not None
+    lr = default_lr(config.optimizer, images, pretrained, model.num_features)
     return lr * (MODELS[config.model].lr_scale if config.model in MODELS else 1.0)
 
 
@@ -200,7 +201,7 @@ def complete(
         cutmix=policy.cutmix_alpha,
         epochs=epochs,
         batch_size=batch_size,
-        lr=default_rate(config, batch_size) if config.lr is None else config.lr,
+        lr=default_rate(config, model, batch_size) if config.lr is None else config.lr,
         weight_decay=weight_decay,
         layer_decay=layer_decay,
         ema=config.ema and not lookup(OPTIMIZERS, config.optimizer, "optimizer").averages,

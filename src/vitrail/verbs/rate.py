@@ -39,7 +39,7 @@ def find_rate(
     """
     if config.lr != FIND:
         return config, None
-    default = plan.default_rate(config, config.batch_size or 1)
+    default = plan.default_rate(config, model, config.batch_size or 1)
     device = next(model.parameters()).device
     precision = choose_precision(config.precision, device)
     plain = replace(config, distill_cache="off")
@@ -57,11 +57,11 @@ def find_rate(
     return replace(config, lr=sweep.suggestion or default), sweep
 
 
-def describe(config: TrainConfig, sweep: Sweep | None) -> list[str]:
+def describe(config: TrainConfig, model: Model, sweep: Sweep | None) -> list[str]:
     """Return a sentence on the rate that was found, if one was looked for."""
     if sweep is None:
         return []
-    default = plan.default_rate(config, config.batch_size or 1)
+    default = plan.default_rate(config, model, config.batch_size or 1)
     if sweep.suggestion is None:
         return [f"The loss fell at no rate of a sweep; the learning rate is the default, {default:.2g}."]
     told = f"The learning rate is {config.lr:.2g}, a third of that with the smallest loss in a sweep over rising rates"

@@ -164,7 +164,7 @@ def start(config: TrainConfig) -> Session:
     config = plan.complete(config, model, dataset, device, _try_step(model, preprocess, device, teacher))
     config = teaching.choose_cache(config, dataset, model, teacher)
     config, sweep = rate.find_rate(config, dataset, preprocess, model, teacher)
-    notes += rate.describe(config, sweep)
+    notes += rate.describe(config, model, sweep)
     run = Run.create(config.out, "train", config.name or re.sub(r"[^\w.-]+", "-", config.model))
     config = replace(config, name=run.path.name)
     with run.removed_on_error():
