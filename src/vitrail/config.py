@@ -31,7 +31,7 @@ class AdmitConfig(DataConfig):
 
     source: str
     """A folder of images, one folder per class; a table of paths and labels; a Hugging Face dataset, saved or as
-    hf-dataset:NAME; idx files; an .npz archive; "digits"."""
+    hf-dataset:NAME; shards (.tar), a folder or a pattern; idx files; an .npz archive; "digits"."""
     out: str = "runs"
     """Folder of all runs; the manifest is written to a new folder in it."""
     name: str | None = None
@@ -63,7 +63,8 @@ class TrainConfig(DataConfig):
 
     source: str
     """Folders of images, one per class (or train, val and test folders of these); a table of paths and labels; a
-    Hugging Face dataset, saved or as hf-dataset:NAME; idx files; an .npz archive; "digits"; or a run to resume."""
+    Hugging Face dataset, saved or as hf-dataset:NAME; shards (.tar), a folder or a pattern; idx files; an .npz archive;
+    "digits"; or a run to resume."""
 
     # What is trained
     model: str = "auto"

@@ -15,10 +15,11 @@ class SourceConfig:
     """How a source of images is read. Shared by all verbs that take labelled images."""
 
     path_column: str | None = None
-    """Column of a table that holds the paths, or of a Hugging Face dataset that holds the images. Default: the one of a
-    usual name, such as path, file or image."""
+    """Column of a table that holds the paths, or of a Hugging Face dataset that holds the images; extension of the
+    images in shards. Default: the one of a usual name, such as path, file or image, or the only one."""
     label_column: str | None = None
-    """Column of a table that holds the labels. Default: the one of a usual name, such as label, class or target."""
+    """Column of a table or dataset that holds the labels; of shards an extension or a field of .json. Default: the one
+    of a usual name, such as label, class or target."""
     label_separator: str | None = None
     """What stands between several labels in one cell of a table, such as ";" or "|". Every image may then show any
     number of classes, or none."""

@@ -1,7 +1,9 @@
 """Every kind of source goes the whole way: admitted, trained on, resumed, evaluated."""
 
 import csv
+import io
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,10 +47,25 @@ def as_saved_dataset(colours: Path, folder: Path) -> tuple[Path, dict[str, Any]]
     return folder, {}
 
 
+def as_shards(colours: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
+    paths = sorted(colours.rglob("*.png"))
+    folder.mkdir()
+    for number in range(3):
+        with tarfile.open(folder / f"{number}.tar", "w") as archive:
+            for place, path in list(enumerate(paths))[number::3]:
+                archive.add(path, f"{place:04}.png")
+                label = path.parent.name.encode()
+                member = tarfile.TarInfo(f"{place:04}.cls")
+                member.size = len(label)
+                archive.addfile(member, io.BytesIO(label))
+    return folder, {}
+
+
 MAKERS: dict[str, Callable[[Path, Path], tuple[Path, dict[str, Any]]]] = {
     "table": as_table,
     "archive": as_archive,
     "saved dataset": as_saved_dataset,
+    "shards": as_shards,
 }
 
 

@@ -25,7 +25,8 @@ from vitrail.runtime.files import atomic_path
 
 _VERSION: Final = 2
 """Of what an inspection finds and how it is kept; another number makes every old cache void."""
-_UNREADABLE: Final = (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error)
+UNREADABLE: Final = (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged file of the cache may raise."""
 
 
 class FileKey(NamedTuple):
@@ -54,7 +55,7 @@ class InspectionCache:
     """
 
     def __init__(self, place: str) -> None:
-        self.path = cache_folder() / "admission" / f"{_digest(os.fsencode(place))}.npz"
+        self.path = cache_file("admission", place)
         self._kept = _read(self.path)
         self._new: dict[str, tuple[FileKey, Inspection]] = {}
 
@@ -98,7 +99,7 @@ class PairCache:
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 return np.asarray(file["pairs"], np.float64).reshape(-1, 4)
-        except _UNREADABLE:
+        except UNREADABLE:
             return None
 
     def write(self, pairs: np.ndarray) -> None:
@@ -109,6 +110,11 @@ class PairCache:
             temporary.open("wb") as file,
         ):
             np.savez(file, allow_pickle=False, pairs=pairs)
+
+
+def cache_file(kind: str, name: str) -> Path:
+    """Return where something of this kind and name is kept."""
+    return cache_folder() / kind / f"{hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()}.npz"
 
 
 def cache_folder() -> Path:
@@ -149,7 +155,7 @@ def _read(path: Path) -> dict[str, tuple[FileKey, Inspection]]:
             if (header["version"], header["pillow"]) != (_VERSION, PIL.__version__):
                 return {}
             return _entries(header["words"], {name: file[name] for name in file.files})
-    except _UNREADABLE:
+    except UNREADABLE:
         return {}
 
 
@@ -182,7 +188,3 @@ def _entries(words: list[str], columns: dict[str, np.ndarray]) -> dict[str, tupl
 
 def _bytes(data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint8)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -49,7 +49,7 @@ def admit(source: str | Path, **options: Any) -> Admission:
 
     Args:
         source: a folder with one folder of images per class, or with train, val and test folders of such; a table of
-            paths and labels; or "digits".
+            paths and labels; a Hugging Face dataset; shards; idx files or an .npz archive; or "digits".
         options: the other fields of `vitrail.config.AdmitConfig`, as the flags of ``vitrail data``.
 
     Raises:

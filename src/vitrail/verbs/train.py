@@ -55,7 +55,7 @@ def train(source: str | Path, **options: Any) -> TrainResult:
 
     Args:
         source: a folder with one folder of images per class, or with train, val and test folders of such; a table of
-            paths and labels; or "digits".
+            paths and labels; a Hugging Face dataset; shards; idx files or an .npz archive; or "digits".
         options: the other fields of `vitrail.config.TrainConfig`, as the flags of ``vitrail train``.
 
     Raises:

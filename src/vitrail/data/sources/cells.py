@@ -1,16 +1,15 @@
-"""Rows of cells, wherever they are kept: every cell as the text that it would be in CSV."""
+"""Columns of cells, wherever they are kept: every cell as the text that it would be in CSV."""
 
 import json
 import math
-from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from vitrail.data.images import display_name
 from vitrail.errors import DataError
 
 
-class Rows(Protocol):
-    """Rows with named columns."""
+class Header(Protocol):
+    """What is known of columns before their rows are read."""
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -18,17 +17,7 @@ class Rows(Protocol):
 
     @property
     def shown(self) -> str:
-        """How they are named to a person."""
-
-    def columns(self, names: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
-        """Yield each row's number, as `place_of_row` takes it, and its cells in these columns; "" for a missing value.
-
-        Raises:
-            DataError: if they cannot be read.
-        """
-
-    def place_of_row(self, number: int) -> str:
-        """Return how a row is named to a person."""
+        """How that which has them is named to a person."""
 
     def is_list(self, name: str) -> bool:
         """Return whether the cells of a column hold any number of values each, as lists in JSON."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -140,7 +141,7 @@ class DatasetPictures(EncodedPictures):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DatasetRows:
-    """The columns of a dataset as text, of all splits one after the other."""
+    """The columns of a dataset as text."""
 
     shown: str
     parts: Mapping[str, Any]
@@ -158,32 +159,15 @@ class DatasetRows:
         """What the columns of the first split hold; the others have the same, or are refused when they are read."""
         return dict(next(iter(self.parts.values())).features)
 
-    def columns(self, names: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
-        """Yield the rows; classes by their names."""
-        number = 0
-        for split, part in self.parts.items():
-            missing = [name for name in names if name not in part.features]
-            if missing:
-                raise DataError(
-                    f"The split {display_name(split)} of {self.shown} has no column {display_name(missing[0])!r}."
-                )
-            texts = [self._texts(part, name) for name in names]
-            for row in range(len(part)):
-                yield number, tuple(text[row] for text in texts)
-                number += 1
-
-    def place_of_row(self, number: int) -> str:
-        """Return how a row is named to a person."""
-        split, row = self.split_of(number)
-        return f"{self.shown}, row {row} of {display_name(split)}"
-
-    def split_of(self, number: int) -> tuple[str, int]:
-        """Return the split of a row, and which row of it that is."""
-        for split, part in self.parts.items():
-            if number < len(part):
-                return split, number
-            number -= len(part)
-        raise IndexError(number)
+    def cells(self, split: str, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        """Yield the cells of the rows of a split; classes by their names."""
+        part = self.parts[split]
+        missing = [name for name in names if name not in part.features]
+        if missing:
+            raise DataError(
+                f"The split {display_name(split)} of {self.shown} has no column {display_name(missing[0])!r}."
+            )
+        yield from zip(*(self._texts(part, name) for name in names), strict=True)
 
     def is_list(self, name: str) -> bool:
         """Return whether a column holds lists."""
@@ -211,18 +195,18 @@ def _list(table: DatasetRows, config: SourceConfig, group_by: str | None) -> Lis
     table = replace(table, parts={split: part for split, part in table.parts.items() if split not in unused})
     labels = choose_labelling(table, _with_label_column(table, config))
     columns = choose_columns(table, config, group_by, labels, splits_are_known=by_parts)
-    listing = list_rows(_rows(table, columns, by_parts=by_parts), columns, table.place_of_row)
+    listing = list_rows(_rows(table, columns, by_parts=by_parts), columns)
     if unused:
         listing.ignored["splits beside train, val and test"] = len(unused)
     return listing
 
 
 def _rows(table: DatasetRows, columns: Columns, *, by_parts: bool) -> Iterator[Row]:
-    rows = table.columns(columns.names)
+    numbers = count()
     for split, part in table.parts.items():
-        for path in numbered(split, len(part)):
-            number, cells = next(rows)
-            yield columns.row(number, path, cells, split=split if by_parts else "")
+        for path, cells in zip(numbered(split, len(part)), table.cells(split, columns.names), strict=True):
+            place = f"{table.shown}, {display_name(path)},"
+            yield columns.row(next(numbers), place, path, cells, split=split if by_parts else "")
 
 
 def _with_label_column(table: DatasetRows, config: SourceConfig) -> SourceConfig:

@@ -12,13 +12,15 @@ from vitrail.data.sources import digits, huggingface, npz
 from vitrail.data.sources.contract import Pictures, Source
 from vitrail.data.sources.folder import FolderPictures, open_folder
 from vitrail.data.sources.idx import is_idx, open_idx
+from vitrail.data.sources.shards import find_shards
 from vitrail.data.sources.table import open_table_source
 from vitrail.data.sources.tabular import is_table
+from vitrail.data.sources.webdataset import open_shards
 from vitrail.errors import ConfigError, DataError, did_you_mean
 
 KINDS: Final = (
     "A source is a folder with one folder of pictures per class, a table of paths and labels (.csv, .tsv, .parquet), a "
-    'Hugging Face dataset (hf-dataset:NAME), an archive of arrays (.npz), idx files, or "digits".'
+    'Hugging Face dataset (hf-dataset:NAME), shards (.tar), an archive of arrays (.npz), idx files, or "digits".'
 )
 
 
@@ -38,13 +40,9 @@ def open_source(name: str | Path, config: SourceConfig | None = None, *, arrays:
     if not name:  # for Python the present folder, for a person a variable that was not set
         raise DataError(f"The source is an empty name. {KINDS}")
     path = Path(name)
-    if name.startswith(huggingface.PREFIX) or huggingface.is_saved_dataset(path):
-        _refuse(["root"], name, config)
-        return huggingface.open_huggingface(name, config)
-    if name != digits.NAME and not path.exists():
-        raise _nothing_there(path)
-    if name != digits.NAME and path.is_file() and is_table(path):
-        return _open_table(path, config)
+    opened = None if name == digits.NAME else _open_with_columns(name, config, arrays=arrays)
+    if opened is not None:
+        return opened
     _refuse([field.name for field in fields(SourceConfig)], name, config)
     if name == digits.NAME:
         return digits.open_digits()
@@ -55,6 +53,21 @@ def open_source(name: str | Path, config: SourceConfig | None = None, *, arrays:
     if path.suffix.lower() == npz.SUFFIX:
         return npz.open_npz(path)
     raise DataError(f"{display_name(path)} is a file that is no source. {KINDS}")
+
+
+def _open_with_columns(name: str, config: SourceConfig, *, arrays: bool) -> Source | None:
+    """Return a source that tells its labels in columns; None where the name means another kind."""
+    path = Path(name)
+    if name.startswith(huggingface.PREFIX) or huggingface.is_saved_dataset(path):
+        _refuse(["root"], name, config)
+        return huggingface.open_huggingface(name, config)
+    shards = find_shards(name)
+    if shards is not None:
+        _refuse(["root", "allow_outside"], name, config)
+        return open_shards(shards, config, arrays=arrays)
+    if not path.exists():
+        raise _nothing_there(path)
+    return _open_table(path, config) if path.is_file() and is_table(path) else None
 
 
 def _refuse(options: Sequence[str], name: str, config: SourceConfig) -> None:

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from vitrail.config import SourceConfig
 from vitrail.data.images import display_name
 from vitrail.data.records import SEVERAL_COLUMNS, Label, is_manifest, parse_labels
-from vitrail.data.sources.cells import Rows
+from vitrail.data.sources.cells import Header
 from vitrail.data.sources.columns import LABEL_NAMES, require_column
 from vitrail.errors import ConfigError, DataError, did_you_mean
 
@@ -91,7 +91,7 @@ class ListedLabels:
         return parse_labels(cells[0], row) if cells[0] else None
 
 
-def choose_labelling(table: Rows, config: SourceConfig) -> Labelling:
+def choose_labelling(table: Header, config: SourceConfig) -> Labelling:
     """Return how a table's labels are read, by the options that were given.
 
     Raises:

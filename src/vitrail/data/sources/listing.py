@@ -1,14 +1,14 @@
 """Rows that tell what pictures show: which columns are read, and what becomes of rows that are not as they should."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from vitrail.config import SourceConfig, SplitName
 from vitrail.data.images import display_name
 from vitrail.data.records import Label, Record
-from vitrail.data.sources.cells import Rows
+from vitrail.data.sources.cells import Header
 from vitrail.data.sources.columns import GROUP_NAMES, SPLIT_NAMES, choose_column
 from vitrail.data.sources.contract import Listing
 from vitrail.data.sources.labelling import LabelColumns, Labelling, OneLabel
@@ -20,7 +20,9 @@ class Row(NamedTuple):
     """What one row says."""
 
     number: int
-    """By which it is named to a person."""
+    """Counts the rows."""
+    place: str
+    """How it is named to a person."""
     path: str
     """Of the picture; empty where it names none."""
     split: str
@@ -47,11 +49,14 @@ class Columns:
         """Names of all of them."""
         return [*(name for name in (self.split, self.group) if name is not None), *self.labels.columns]
 
-    def row(self, number: int, path: str, cells: Sequence[str], *, split: str = "", reason: str = "") -> Row:
+    def row(
+        self, number: int, place: str, path: str, cells: Sequence[str], *, split: str = "", reason: str = ""
+    ) -> Row:
         """Return what a row says.
 
         Args:
             number: of the row.
+            place: how it is named to a person.
             path: of its picture.
             cells: one of each of `names`.
             split: where no column names it.
@@ -60,11 +65,11 @@ class Columns:
         others = list(cells[: len(cells) - len(self.labels.columns)])
         named = others.pop(0) if self.split is not None else split
         group = others.pop(0) if self.group is not None else ""
-        return Row(number, path, named, group, cells[len(cells) - len(self.labels.columns) :], reason)
+        return Row(number, place, path, named, group, cells[len(cells) - len(self.labels.columns) :], reason)
 
 
 def choose_columns(
-    table: Rows, config: SourceConfig, group_by: str | None, labels: Labelling, *, splits_are_known: bool = False
+    table: Header, config: SourceConfig, group_by: str | None, labels: Labelling, *, splits_are_known: bool = False
 ) -> Columns:
     """Return the columns that the options name, or those of the usual names.
 
@@ -92,13 +97,12 @@ def choose_columns(
     )
 
 
-def list_rows(rows: Iterable[Row], columns: Columns, place_of_row: Callable[[int], str]) -> Listing:
+def list_rows(rows: Iterable[Row], columns: Columns) -> Listing:
     """Return the records of rows; each path once.
 
     Args:
         rows: what they say.
         columns: where they say it.
-        place_of_row: how a row of a number is named to a person.
 
     Raises:
         DataError: if a row says what cannot be; the message names it.
@@ -110,17 +114,16 @@ def list_rows(rows: Iterable[Row], columns: Columns, place_of_row: Callable[[int
         if not row.path:
             ignored["rows without a path"] += 1
             continue
-        place = place_of_row(row.number)
         if columns.grouped and not row.group:
             raise DataError(
-                f"{place} has no {display_name(columns.group or '')}, by which images are grouped. Fill it."
+                f"{row.place} has no {display_name(columns.group or '')}, by which images are grouped. Fill it."
             )
-        label = columns.labels.read(row.labels, place)
+        label = columns.labels.read(row.labels, row.place)
         reason = row.reason or why_not_read(suffix_of(row.path)) or ("its row has no label" if label is None else "")
         record = Record(
             path=row.path,
             label=label or no_label,
-            split=_split(row.split, place),
+            split=_split(row.split, row.place),
             group=row.group,
             reason=reason,
         )

@@ -42,13 +42,13 @@ def _list_table(path: Path, config: SourceConfig, root: Path | None, group_by: s
     paths = require_column(table.header, config.path_column, PATH_NAMES, flag="path_column", source=table.shown)
     columns = choose_columns(table, config, group_by, choose_labelling(table, config))
     rows = _rows(table, paths, columns, _Root(root, config.allow_outside))
-    return list_rows(rows, columns, table.place_of_row)
+    return list_rows(rows, columns)
 
 
 def _rows(table: Table, paths: str, columns: Columns, root: "_Root") -> Iterator[Row]:
     for number, (path, *cells) in table.columns([paths, *columns.names]):
-        inside = root.inside(path, table.place_of_row(number)) if path.strip() else ""
-        yield columns.row(number, inside, cells)
+        place = table.place_of_row(number)
+        yield columns.row(number, place, root.inside(path, place) if path.strip() else "", cells)
 
 
 @dataclass(frozen=True)
