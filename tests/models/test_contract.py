@@ -21,6 +21,7 @@ def num_parameters(model):
 
 
 SMALL = [name for name in MODELS if num_parameters(on_meta(name, num_classes=10)) <= LARGEST_COMPUTED]
+LARGE = [name for name in MODELS if name not in SMALL]
 
 
 def smallest_side(name):
@@ -73,14 +74,12 @@ def test_every_parameter_is_in_one_group_by_depth(name):
     assert model.no_weight_decay() <= {parameter for parameter, _ in model.named_parameters()}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", MODELS)
 def test_features_have_the_promised_names_widths_and_strides(name):
-    model = build(name).eval()
-    images = images_for(model)
-    features = model.forward_features(images)
+    model = on_meta(name, image_size=smallest_side(name)).eval()
+    features = model.forward_features(torch.empty(2, 3, *model.image_size, device="meta"))
     assert list(features)[-1] == "pooled"
     assert features["pooled"].shape == (2, model.num_features)
-    torch.testing.assert_close(model.forward_head(features["pooled"]), model(images))
     for info in model.feature_info:
         feature = features[info["name"]]
         rows, columns = (-(-side // step) for side, step in zip(model.image_size, info["stride"], strict=True))
@@ -89,6 +88,29 @@ def test_features_have_the_promised_names_widths_and_strides(name):
         else:
             assert feature.shape[::2] == (2, info["channels"])
             assert feature.shape[1] >= rows * columns
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_logits_are_those_that_the_head_makes_of_the_pooled_features(name):
+    model = build(name).eval()
+    images = images_for(model)
+    torch.testing.assert_close(model.forward_head(model.forward_features(images)["pooled"]), model(images))
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_what_shapes_tell_holds_for_large_models_too(name):
+    """Every parameter takes part, any rectangle goes through, and a fresh head takes the place of the old one."""
+    model = on_meta(name, num_classes=5, image_size=smallest_side(name)).train()
+    step = MODELS[name].multiple
+    images = torch.empty(2, 3, 2 * step, 3 * step, device="meta")
+    logits = model(images)
+    assert logits.shape == (2, 5)
+    logits.sum().backward()
+    assert not [key for key, value in model.named_parameters() if value.grad is None]
+    model.reset_head(7)
+    assert model.to("meta")(images).shape == (2, 7)
+    model.reset_head(0)
+    assert model(images).shape == (2, model.num_features)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitrail.config import Preprocess
 from vitrail.errors import CheckpointError, UnknownNameError
-from vitrail.models import Model, ModelSpec, create_model
+from vitrail.models import MODELS, Model, ModelSpec, create_model, layouts
 from vitrail.models.checkpoint import load_checkpoint, save_checkpoint
 from vitrail.models.pretrained import checkpoint_source, load_pretrained, read_spec
 
@@ -125,6 +125,15 @@ def test_colours_are_not_reversed_where_the_processor_does_not(tmp_path: Path) -
     ours = create_model(str(tmp_path)).eval()
     with torch.inference_mode():
         torch.testing.assert_close(ours(images()), theirs(images()).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("lucarne")])
+def test_every_published_model_of_the_table_is_recognised_by_its_tensors(name: str) -> None:
+    """Lucarne is our own and published nowhere else; its files say what they are."""
+    with torch.device("meta"):
+        model = create_model(name)
+    _, tensors, family = layouts.to_native(model.state_dict())
+    assert layouts.recognise(tensors, family) == name
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "ghostnet_050", "repvit_m0_9", "mobilevit_xxs"])
