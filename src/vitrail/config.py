@@ -113,8 +113,8 @@ class TrainConfig(DataConfig):
     optimizer: str = "adamw"
     """adamw, sgd, muon8, muon (torch's own), lion, adafactor or schedule-free (which needs the extra schedulefree)."""
     lr: float | Literal["find"] | None = None
-    """Highest learning rate; or "find": a third of that with the smallest loss in a sweep of a hundred steps over
-    rising rates. Default: by the optimizer and the batch size; a tenth of it with `pretrained`."""
+    """Highest learning rate; or "find": a quarter of the highest at which the loss stays low in a sweep of a hundred
+    steps over rising rates. Default: by the optimizer and the batch size; a tenth of it with `pretrained`."""
     weight_decay: float | None = None
     """Weight decay of matrices and convolutions; vectors, norms and positions have none. Default: by the optimizer."""
     layer_decay: float | None = None

@@ -62,5 +62,9 @@ def work(rank: int, world: int, kind: str, folder: str) -> None:
         weights = {name: value.full_tensor().detach() for name, value in model.named_parameters()}
         state = optimizer.state[next(p for n, p in model.named_parameters() if "qkv.weight" in n)]
         assert state["momentum"].shape == (48, 16), "every process keeps the whole state"
+        other = Muon8(model, lr=1e-2)
+        other.load_state_dict(optimizer.state_dict())
+        for parameter, values in optimizer.state.items():
+            assert all(torch.equal(other.state[parameter][name], value) for name, value in values.items())
     torch.save(weights, Path(folder) / f"{kind}{rank}.pt")
     dist.destroy_process_group()

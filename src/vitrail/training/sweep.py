@@ -1,4 +1,4 @@
-"""A learning-rate range test: one short training at rates that rise, and where its loss is smallest."""
+"""A learning-rate range test: one short training at rates that rise, and up to which of them its loss stays low."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +22,11 @@ _DIVERGED: Final = 1.5
 _FIRST_STEPS: Final = 5
 # Steps over which the losses of the sweep are averaged, before and after each: batches differ by more than steps do.
 _SMOOTHED_STEPS: Final = 3.0
-# The smallest loss is reached a little before the rates are too high even for a few steps. A whole training bears about
-# a third of that; where the loss falls fastest says less, for the first easy gains fall as fast
-# (benchmarks/optimizer_rates.py compares with a search).
-_SHARE: Final = 1 / 3
+# At the highest rate that keeps most of what the loss has fallen, rates begin to be too high even for a few steps; a
+# whole training bears about a quarter of it. Where the loss is smallest or falls fastest says less, for it may change
+# little over a decade of rates (benchmarks/optimizer_rates.py compares with a search).
+_KEPT: Final = 0.8
+_SHARE: Final = 0.25
 # Of the first loss: a smaller fall may be chance.
 _SMALLEST_FALL: Final = 0.01
 
@@ -61,7 +62,7 @@ class Sweep:
     smooth: tuple[float, ...]
     """Averaged over the neighbouring steps."""
     suggestion: float | None
-    """A third of the rate at which the smooth loss is smallest; None where it does not fall."""
+    """A quarter of the highest rate at which the smooth loss keeps 80 % of its fall; None where it does not fall."""
 
 
 def sweep_rates(
@@ -109,7 +110,8 @@ def _suggestion(rates: Sequence[float], smooth: NDArray[np.float64]) -> float | 
     """Return the rate that a training may be tried with."""
     if len(smooth) == 0:
         return None
-    lowest = int(smooth.argmin())
-    if smooth[lowest] > (1 - _SMALLEST_FALL) * smooth[0]:
+    fall = smooth[0] - smooth.min()
+    if fall < _SMALLEST_FALL * smooth[0]:
         return None
-    return float(f"{_SHARE * rates[lowest]:.2g}")
+    low = np.flatnonzero(smooth <= smooth[0] - _KEPT * fall)
+    return float(f"{_SHARE * rates[int(low[-1])]:.2g}")

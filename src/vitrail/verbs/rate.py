@@ -64,5 +64,5 @@ def describe(config: TrainConfig, model: Model, sweep: Sweep | None) -> list[str
     default = plan.default_rate(config, model, config.batch_size or 1)
     if sweep.suggestion is None:
         return [f"The loss fell at no rate of a sweep; the learning rate is the default, {default:.2g}."]
-    told = f"The learning rate is {config.lr:.2g}, a third of that with the smallest loss in a sweep over rising rates"
+    told = f"The learning rate is {config.lr:.2g}, a quarter of the highest at which the loss stayed low in a sweep"
     return [f"{told}; the default is {default:.2g}. The curve is in rates.html."]
