@@ -93,6 +93,19 @@ def test_the_onednn_switch_is_taken_back_where_it_rounds(matmul_switch, monkeypa
     assert matmul_switch.fp32_precision == "bf16"
 
 
+def test_a_convolutional_model_takes_the_onednn_switch_back_from_the_one_before(matmul_switch, monkeypatch):
+    monkeypatch.setattr(precision, "_is_amd_cpu", lambda: True)
+    monkeypatch.setattr(precision, "_matmul_error", lambda: 4e-7)
+    choose_precision("fp32", CPU, convolutional=True)
+    assert matmul_switch.fp32_precision == "none"
+    choose_precision("fp32", CPU)
+    choose_precision("fp32", CPU)
+    assert precision.onednn_multiplies_fp32()
+    assert choose_precision("fp32", CPU, convolutional=True).note == "fp32."
+    assert matmul_switch.fp32_precision == "none"
+    assert not precision.onednn_multiplies_fp32()
+
+
 def test_the_switch_is_not_touched_on_other_cpus(matmul_switch, monkeypatch):
     monkeypatch.setattr(precision, "_is_amd_cpu", lambda: False)
     choose_precision("fp32", CPU)

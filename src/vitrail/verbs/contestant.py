@@ -123,9 +123,9 @@ def _random_pixels(session: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 def _torch(target: str, runtime: str, precision: str, device: str, image_size: int | None) -> tuple[Turn, Answer]:
     where = torch.device(device)
-    chosen = choose_precision(precision, where)
     before = resident_memory_bytes()
     original, preprocess = open_model(target, image_size)
+    chosen = choose_precision(precision, where, convolutional=original.channels_last)
     layout = torch.channels_last if original.channels_last else torch.contiguous_format
     model: nn.Module = fold(original).to(where)
     model.to(memory_format=layout)  # type: ignore[call-overload]  # its stubs lack this

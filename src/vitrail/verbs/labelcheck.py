@@ -172,7 +172,8 @@ def model_features(images: Split, source: str) -> np.ndarray:
     model = create_model(**spec.to_dict())
     preprocess = load_pretrained(model, source).preprocess or Preprocess(image_size=spec.image_size)
     model.reset_head(0)
-    predictor = TorchPredictor(model.place(device), (), preprocess, device, choose_precision("auto", device))
+    precision = choose_precision("auto", device, convolutional=model.channels_last)
+    predictor = TorchPredictor(model.place(device), (), preprocess, device, precision)
     with torch.inference_mode():
         return np.concatenate(
             [predictor.logits(batch.pixels) for batch in EvalLoader(images, preprocess, _BATCH, cache="off")]

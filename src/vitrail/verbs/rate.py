@@ -41,7 +41,7 @@ def find_rate(
         return config, None
     default = plan.default_rate(config, model, config.batch_size or 1)
     device = next(model.parameters()).device
-    precision = choose_precision(config.precision, device)
+    precision = choose_precision(config.precision, device, convolutional=model.channels_last)
     plain = replace(config, distill_cache="off")
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),

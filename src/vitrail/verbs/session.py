@@ -226,7 +226,7 @@ def _assemble(
     if "val" not in dataset.splits or "train" not in dataset.splits:
         raise ConfigError(f"{config.source} has no images to train and to validate on.")
     keep_freed_memory()
-    precision = choose_precision(config.precision, device)
+    precision = choose_precision(config.precision, device, convolutional=model.channels_last)
     assert isinstance(config.lr, int | float), "the configuration is complete"
     assert config.batch_size is not None, "the configuration is complete"
     state, objective = make_learner(config, dataset, preprocess, model, teacher, precision, config.lr)

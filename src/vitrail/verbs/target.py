@@ -9,6 +9,7 @@ from vitrail.data import Dataset, open_evaluation_set, open_manifest
 from vitrail.errors import CheckpointError, ConfigError
 from vitrail.evaluation.kinds import AnyCalibration
 from vitrail.evaluation.predict import Predictor, TorchPredictor
+from vitrail.layers.conv import fold
 from vitrail.models.checkpoint import Checkpoint, load_checkpoint
 from vitrail.runtime.device import resolve_device
 from vitrail.runtime.precision import choose_precision
@@ -88,12 +89,13 @@ def open_target(path: str | Path, *, device: str = "auto", precision: str = "fp3
     if checkpoint.classes is None or checkpoint.preprocess is None:
         raise CheckpointError(f"{path} does not tell its classes or its preprocessing, so its answers have no names.")
     where = resolve_device(device)
+    model = checkpoint.model.place(where)
     predictor = TorchPredictor(
-        checkpoint.model.place(where),
+        fold(model).place(where),
         checkpoint.classes,
         checkpoint.preprocess,
         where,
-        choose_precision(precision, where),
+        choose_precision(precision, where, convolutional=model.channels_last),
     )
     return Target(
         name=path.stem if run is None else path.resolve().name,

@@ -18,6 +18,7 @@ from vitrail.evaluation.kinds import AnyCalibration, Scores
 from vitrail.evaluation.metrics import Metrics
 from vitrail.evaluation.multilabel import MultiLabelMetrics
 from vitrail.evaluation.predict import Predictor, TorchPredictor
+from vitrail.layers.conv import fold
 from vitrail.models.checkpoint import load_checkpoint, save_checkpoint
 from vitrail.reports import Command, EpochRow, Picture, RunReport, write_report
 from vitrail.runtime.device import describe_machine
@@ -120,8 +121,10 @@ def conclude(session: Session, console: Console) -> Mapping[str, Scores]:
     started_at = time.monotonic()
     checkpoint = load_checkpoint(session.run.model_path)
     model, classes = checkpoint.model.place(session.device), session.dataset.classes
-    precision = choose_precision("fp32", session.device)  # as `evaluate` will measure it
-    predictor = TorchPredictor(model, classes, session.preprocess, session.device, precision)
+    # As `evaluate` will measure it.
+    precision = choose_precision("fp32", session.device, convolutional=model.channels_last)
+    folded = fold(model).place(session.device)
+    predictor = TorchPredictor(folded, classes, session.preprocess, session.device, precision)
     splits = session.dataset.splits
     answers = assess.assess(predictor, splits["val"], batch_size=EVAL_BATCH_SIZE).outputs
     calibration = KITS[checkpoint.task].calibrate(answers.logits, answers.labels)
