@@ -10,14 +10,15 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-Turn = Callable[[], dict[str, float]]
-"""Runs the work once and returns named figures, the higher the better (images per second)."""
+Turn = Callable[..., dict[str, float]]
+"""Runs the work once, or the part of it that its arguments name; returns named figures, the higher the better."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class Contestant:
 
 def take_turns(contestants: Mapping[str, Contestant], rounds: int, *, warm_up: int = 1) -> dict[str, list[dict]]:
     """Run every contestant once per round, in an order that turns, and return its figures round by round."""
+    with started(contestants) as pipes:
+        return rounds_of(pipes, rounds, warm_up=warm_up)
+
+
+@contextmanager
+def started(contestants: Mapping[str, Contestant]) -> Iterator[dict[str, Connection]]:
+    """Start a process for each contestant, wait until all are built, and end them with the block."""
     context = multiprocessing.get_context("spawn")
     workers: dict[str, tuple[Any, Connection]] = {}
     try:
@@ -40,20 +48,34 @@ def take_turns(contestants: Mapping[str, Contestant], rounds: int, *, warm_up: i
             process.start()
             workers[name] = (process, ours)
             _receive(name, ours)  # built
-        figures: dict[str, list[dict]] = {name: [] for name in contestants}
-        names = list(contestants)
-        for number in range(warm_up + rounds):
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                workers[name][1].send("turn")
-                result = _receive(name, workers[name][1])
-                if number >= warm_up:
-                    figures[name].append(result)
-            print(f"  round {number + 1 - warm_up} of {rounds}", flush=True)
-        return figures
+        yield {name: pipe for name, (_, pipe) in workers.items()}
     finally:
         for process, pipe in workers.values():
             pipe.close()
             process.terminate()
+
+
+def rounds_of(
+    pipes: Mapping[str, Connection], rounds: int, *, warm_up: int = 1, parts: Sequence[tuple] = ((),)
+) -> dict[str, list[dict]]:
+    """Run every contestant that is `started` once per round, in an order that turns; return its figures by round.
+
+    With several ``parts``, which are arguments of a turn, all contestants do the first before any does the second: what
+    is compared lies closer together.
+    """
+    figures: dict[str, list[dict]] = {name: [] for name in pipes}
+    names = list(pipes)
+    for number in range(warm_up + rounds):
+        results: dict[str, dict] = {name: {} for name in names}
+        for part in parts:
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                pipes[name].send(part)
+                results[name] |= _receive(name, pipes[name])
+        if number >= warm_up:
+            for name in names:
+                figures[name].append(results[name])
+        print(f"  round {number + 1 - warm_up} of {rounds}", flush=True)
+    return figures
 
 
 def ratios(ours: list[dict], theirs: list[dict], key: str) -> tuple[float, float, float]:
@@ -111,8 +133,8 @@ def _serve(pipe: Connection, contestant: Contestant) -> None:
     try:
         turn = contestant.build(**contestant.arguments)
         pipe.send(("ok", {}))
-        while pipe.recv() == "turn":
-            pipe.send(("ok", turn()))
+        while True:
+            pipe.send(("ok", turn(*pipe.recv())))
     except EOFError:
         pass
     except Exception as error:  # noqa: BLE001  whatever went wrong over there is told here

@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 from alternate import Contestant, Turn, gemm_peak_gflops, save, table, take_turns
+from same_models import CLASSES, create, logits_of
 
-BATCH, IMAGE, CLASSES = 32, 224, 100
+BATCH, IMAGE = 32, 224
 GMAC_PER_IMAGE = 1.2535  # one forward pass, attention's own products included; backward costs twice as much
 
 
@@ -38,7 +39,7 @@ def build(library: str, precision: str, threads: int, steps: int) -> Turn:
         images = images.contiguous(memory_format=torch.channels_last)
         autocast = chosen.autocast
     else:
-        model = _timm() if library == "timm" else _transformers()
+        model = create(library, "vit_tiny_patch16", IMAGE)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
 
         def autocast() -> torch.autocast:
@@ -52,8 +53,7 @@ def build(library: str, precision: str, threads: int, steps: int) -> Turn:
             start = time.perf_counter()
             with autocast():
                 logits = model(images)
-            logits = getattr(logits, "logits", logits)
-            loss = nn.functional.cross_entropy(logits.float(), labels)
+            loss = nn.functional.cross_entropy(logits_of(logits).float(), labels)
             forwarded = time.perf_counter()
             loss.backward()
             backwarded = time.perf_counter()
@@ -68,28 +68,6 @@ def build(library: str, precision: str, threads: int, steps: int) -> Turn:
         return {**rates, "all": images_done / sum(spent.values())}
 
     return turn
-
-
-def _timm():
-    from peers import make_torchvision_importable
-
-    make_torchvision_importable()
-    import timm
-
-    return timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES)
-
-
-def _transformers():
-    from peers import make_torchvision_importable
-
-    make_torchvision_importable()  # transformers imports torchvision where it is installed
-    import transformers
-
-    return transformers.ViTForImageClassification(
-        transformers.ViTConfig(
-            hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, num_labels=CLASSES
-        )
-    )
 
 
 def main() -> None:
