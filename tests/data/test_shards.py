@@ -288,6 +288,7 @@ def test_hostile_members_are_passed_over_or_refused_with_a_reason(tmp_path: Path
         *[(f"x/../inside.{kind}", data) for kind, data in (("png", FILES[6]), ("cls", "b"))],
         ("unlabelled.png", FILES[7]),
         *[(f"nojson.{kind}", data) for kind, data in (("png", FILES[8]), ("cls", "b"), ("json", "{"))],
+        *[(f"large.d/between.{kind}", data) for kind, data in (("png", FILES[10]), ("cls", "b"))],
         *[(f"large.{kind}", data) for kind, data in (("png", FILES[9]), ("cls", "b" * 2**21))],
     ]
     source = write_tar(tmp_path / "s.tar", [*bad, *good])
@@ -308,6 +309,7 @@ def test_hostile_members_are_passed_over_or_refused_with_a_reason(tmp_path: Path
     }
     used = set(labels(dataset))
     assert {f"s.tar/{long}.png", f"s.tar/{odd}.png", "s.tar/inside.png", "s.tar/nojson.png"} <= used
+    assert "s.tar/large.d/between.png" in used
     assert np.array_equal(pixels(dataset, f"s.tar/{odd}.png"), np.asarray(decode_bytes(FILES[4], "")))
     dataset.write_manifest(tmp_path / "m.csv")
     assert open_manifest(tmp_path / "m.csv", source).records == dataset.records

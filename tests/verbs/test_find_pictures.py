@@ -90,3 +90,19 @@ def test_folders_without_pictures_are_refused_unless_others_have_some(album):
     with pytest.raises(DataError, match="There are no pictures in album/empty"):
         find_pictures(["album/empty"])
     assert find_pictures(["album/empty", "album/red"]) == ["album/red/00.png"]
+
+
+@pytest.mark.parametrize("name", ["s.tar", "shards", "s.npz", "saved", "hf-dataset:org/name", "shards/{0..1}.tar"])
+def test_sources_without_picture_files_are_sent_to_evaluate(album, name):
+    (album / "shards").mkdir()
+    for path in ("s.tar", "shards/0.tar", "shards/1.tar", "s.npz", "saved/state.json"):
+        (album / path).parent.mkdir(exist_ok=True)
+        (album / path).write_bytes(b"")
+    given = name if name.startswith("hf-dataset:") else str(album / name)
+    with pytest.raises(DataError, match=r"holds labelled images, but no picture files.*vitrail evaluate"):
+        find_pictures([given])
+
+
+def test_an_archive_beside_pictures_is_passed_over(album):
+    (album / "red" / "s.tar").write_bytes(b"")
+    assert find_pictures(["album/red"]) == ["album/red/00.png"]

@@ -12,7 +12,7 @@ from vitrail.config import Preprocess
 from vitrail.data.images import ImageRefusedError, display_name
 from vitrail.data.ordered import default_workers, ordered_map
 from vitrail.data.planes import load_pixels
-from vitrail.data.sources import walk_folder
+from vitrail.data.sources import holds_no_files, walk_folder
 from vitrail.errors import DataError, did_you_mean
 
 _AHEAD = 16
@@ -53,8 +53,14 @@ def load_pictures(paths: Sequence[str], preprocess: Preprocess) -> list[np.ndarr
 def _find(name: str, arrays: bool) -> list[str]:
     if not name:  # for Python the present folder, for a person a variable that was not set
         raise DataError("An empty name was given for a picture. Name a file or folder.")
+    found = sorted(_search(name, arrays)) if Path(name).is_dir() else []
+    if not found and holds_no_files(name):
+        raise DataError(
+            f"{display_name(name)} holds labelled images, but no picture files, which are named here. `vitrail "
+            "evaluate` tells with --data how well a model does on it."
+        )
     if Path(name).is_dir():
-        return sorted(_search(name, arrays))
+        return found
     if Path(name).exists():
         return [name]
     matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []  # noqa: PTH207 - keeps the form

@@ -2,6 +2,6 @@
 
 from vitrail.data.sources.contract import Listing, Pictures, Source, Traits
 from vitrail.data.sources.folder import walk_folder
-from vitrail.data.sources.kinds import open_source
+from vitrail.data.sources.kinds import holds_no_files, open_source
 
-__all__ = ["Listing", "Pictures", "Source", "Traits", "open_source", "walk_folder"]
+__all__ = ["Listing", "Pictures", "Source", "Traits", "holds_no_files", "open_source", "walk_folder"]

@@ -55,6 +55,14 @@ def open_source(name: str | Path, config: SourceConfig | None = None, *, arrays:
     raise DataError(f"{display_name(path)} is a file that is no source. {KINDS}")
 
 
+def holds_no_files(name: str) -> bool:
+    """Return whether a name means a source whose images are no files of their own."""
+    path = Path(name)
+    if name.startswith(huggingface.PREFIX) or huggingface.is_saved_dataset(path):
+        return True
+    return (path.is_file() and path.suffix.lower() == npz.SUFFIX) or find_shards(name) is not None
+
+
 def _open_with_columns(name: str, config: SourceConfig, *, arrays: bool) -> Source | None:
     """Return a source that tells its labels in columns; None where the name means another kind."""
     path = Path(name)

@@ -121,7 +121,7 @@ class Samples:
         images: set[str] = set()
         for shard in self.shards:
             with self._open(shard) as file:
-                for sample in self._of(shard, Counter()).values():
+                for _, sample in self._of(shard, Counter()):
                     images.update(sample.images)
                     columns.update(dict.fromkeys((name for name in sample.others if name != _JSON), False))
                     for name, value in _fields(file, sample)[0].items():
@@ -145,7 +145,7 @@ class Samples:
         for shard in self.shards:
             ignored.update(self.pictures.index(shard.name).ignored)
             with self._open(shard) as file:
-                for key, sample in self._of(shard, ignored).items():
+                for key, sample in self._of(shard, ignored):
                     place = f"{display_name(shard.name)}, sample {display_name(key)},"
                     found = image if image is not None else _only_image(sample, place)
                     if found not in sample.images:
@@ -159,14 +159,17 @@ class Samples:
                     yield columns.row(number, place, path, cells, split=split, reason=reason)
                     number += 1
 
-    def _of(self, shard: Shard, ignored: Counter[str]) -> dict[str, _Sample]:
-        """Return the samples of a shard by key; what belongs to none is counted."""
-        samples: dict[str, _Sample] = {}
+    def _of(self, shard: Shard, ignored: Counter[str]) -> Iterator[tuple[str, _Sample]]:
+        """Yield the samples of a shard with their keys; what belongs to none is counted."""
+        begun: dict[str, _Sample] = {}
         index = self.pictures.index(shard.name)
         num_files = 0
         for key, extension, name, place, size in files_of(index):
             num_files += 1
-            sample = samples.setdefault(key, _Sample())
+            # Names are sorted, and those of a sample begin alike; only a folder of that beginning can lie between them.
+            for done in [each for each in begun if not name.startswith(f"{each}.")]:
+                yield done, begun.pop(done)
+            sample = begun.setdefault(key, _Sample())
             suffix = suffix_of(name)
             files: dict[str, Any] = sample.others
             value: Any = (place, size)
@@ -177,7 +180,7 @@ class Samples:
             files.setdefault(extension, value)
         if num_files < len(index):
             ignored["hidden files and those without an extension"] += len(index) - num_files
-        return samples
+        yield from begun.items()
 
     def _open(self, shard: Shard) -> IO[bytes]:
         try:
