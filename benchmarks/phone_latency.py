@@ -5,9 +5,9 @@
 
 Each model is folded and exported as `vitrail export` does, then made int8 in the two ways that onnxruntime offers, see
 onnx_int8.py; static scales come from random images: the time does not depend on them, the accuracy would, and
-int8_accuracy.py measures that. Which calls count, and how models are compared, is told in onnx_latency.py: calls in
-which another process took a core are thrown away. The machine is best left alone all the same: two threads wait for
-each other, and where others work, few calls of a slow model are undisturbed.
+int8_accuracy.py measures that. Which calls count, and how models are compared, is told in onnx_latency.py: on several
+threads, calls in which another process took a core are thrown away. The machine is best left alone all the same: where
+others work, hardly a call of a slow model is undisturbed.
 
 Rounds add up: a run with the same models adds its rounds to those in results/phone_latency.json, so that a busy machine
 can be measured in its quiet minutes. A run with other models starts its kinds and threads anew.

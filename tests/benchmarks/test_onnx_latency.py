@@ -47,8 +47,13 @@ def test_calls_during_which_others_took_a_core_do_not_count(script, monkeypatch)
     assert (found.num_calls, found.num_undisturbed) == (11, 9)
 
 
+def test_on_one_thread_processor_time_counts_whatever_the_others_do(script, monkeypatch):
+    found = burst(script, monkeypatch, [(0.05, 0.002), (0.003, 0.003), (0.09, 0.004)] * 3, threads=1)
+    assert (found.ms, found.num_calls) == (pytest.approx(3.0), 9)
+
+
 def test_too_few_undisturbed_calls_are_no_figure_and_are_not_waited_for_any_longer(script, monkeypatch):
-    found = burst(script, monkeypatch, [(0.1, 0.1)] * 2 + [(0.1, 0.05)] * 100, threads=1, limit_s=0.95)
+    found = burst(script, monkeypatch, [(0.1, 0.2)] * 2 + [(0.1, 0.15)] * 100, threads=2, limit_s=0.95)
     assert found.ms is None
     assert (found.num_calls, found.num_undisturbed) == (10, 2)
 
