@@ -56,6 +56,7 @@ SETUPS = {
     "vit-tiny-224": Setup("vit_tiny_patch16", 224, 40, 20),
     "vit-small-224": Setup("vit_small_patch16", 224, 80, 20),
     "vit-tiny-32": Setup("vit_tiny_patch16", 32, 128, 128, (("patch_size", 4),)),
+    "vit-tiny-32-large-batch": Setup("vit_tiny_patch16", 32, 256, 128, (("patch_size", 4),)),
     "vit-tiny-32-small-batch": Setup("vit_tiny_patch16", 32, 32, 32, (("patch_size", 4),)),
     "lucarne-32": Setup("lucarne_xs", 32, 64, 64),
     "lucarne-224": Setup("lucarne_xs", 224, 64, 32),

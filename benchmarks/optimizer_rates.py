@@ -1,7 +1,8 @@
-"""Which learning rate suits Muon8 at which width, and what does `--lr find` suggest where a search was made?
+"""Which learning rate suits Muon8 at which width, what does `--lr find` suggest, and what do the defaults give?
 
     python benchmarks/optimizer_rates.py widths --data-root FOLDER [--widths 64 256] [--steps 120]
     python benchmarks/optimizer_rates.py find   --data-root FOLDER [--optimizers adamw muon8 sgd]
+    python benchmarks/optimizer_rates.py defaults [--seeds 0 1 2]
 
 * widths: trains the ViT of the task "fashion" (optimizer_tasks.py) at several widths and rates, with one seed, 10 %
   warm-up, a decay of 0.05 and a cosine to zero, and judges by the validation images held out of the training. Updates
@@ -9,6 +10,8 @@
   value is what a network bears, the best rate falls with it. `vitrail.optim.default_lr` is chosen by this.
 * find: does the sweep of `vitrail train --lr find` and compares its suggestion with the best rates of
   optimizer_horizons.py, which tried twelve settings of each optimizer at growing lengths.
+* defaults: `vitrail train digits` with a ViT of width 128, twelve epochs, and everything else as it is by default, for
+  each optimizer; accuracy on the test images.
 
 What was done is kept in results/optimizer_rates.json and not done again.
 """
@@ -16,6 +19,7 @@ What was done is kept in results/optimizer_rates.json and not done again.
 import argparse
 import json
 import math
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +31,7 @@ import torch.nn.functional as F
 from alternate import save
 from torch import Tensor, nn
 
+import vitrail
 from vitrail.optim import OPTIMIZERS, default_lr
 from vitrail.runtime.memory import keep_freed_memory
 from vitrail.runtime.precision import choose_precision
@@ -36,6 +41,8 @@ from vitrail.training.sweep import SPAN, SweepPlan, sweep_rates
 NAME = "optimizer_rates"
 RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
 SEED = 99
+DEFAULTS = {"model": "vit_micro_patch4", "image_size": 16, "epochs": 12, "batch_size": 64}
+DEFAULTS |= {"device": "cpu", "workers": 1, "quiet": True}
 
 
 @dataclass
@@ -112,6 +119,30 @@ def find(options: argparse.Namespace, results: dict, place: tasks.Place) -> None
             save(options.out, NAME, results)
 
 
+def train_defaults(options: argparse.Namespace, results: dict) -> None:
+    """Train what is missing."""
+    for seed in options.seeds:
+        for optimizer in options.optimizers:
+            key = {"optimizer": optimizer, "seed": seed}
+            if any(key.items() <= trial.items() for trial in results["defaults"]):
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                run = vitrail.train("digits", **DEFAULTS, optimizer=optimizer, seed=seed, out=folder)
+                lr = json.loads((run.path / "config.json").read_text(encoding="utf-8"))["lr"]
+            results["defaults"].append({**key, "lr": lr, "test": run.metrics["test"].accuracy.value})
+            save(options.out, NAME, results)
+
+
+def defaults_table(trials: list[dict]) -> str:
+    """Return a Markdown table: test accuracy of each seed."""
+    lines = ["| optimizer | default rate | test accuracy by seed |", "|---|---|---|"]
+    for name in dict.fromkeys(trial["optimizer"] for trial in trials):
+        own = [trial for trial in trials if trial["optimizer"] == name]
+        cells = ", ".join(f"{trial['test']:.1%}" for trial in own)
+        lines.append(f"| {name} | {own[0]['lr']:.2g} | {cells} |")
+    return "\n".join(lines)
+
+
 def widths_table(trials: list[dict]) -> str:
     """Return a Markdown table: validation accuracy by width and rate."""
     rates = sorted({trial["lr"] for trial in trials})
@@ -138,13 +169,14 @@ def find_table(found: list[dict], folder: Path) -> str:
 def main() -> None:
     """Do what is missing, print the table, keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("widths", "find"))
-    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("what", choices=("widths", "find", "defaults"))
+    parser.add_argument("--data-root", type=Path)
     parser.add_argument("--widths", nargs="+", type=int, default=[64, 256])
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES))
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--optimizers", nargs="+", default=["adamw", "muon8", "sgd"])
     parser.add_argument("--tasks", nargs="+", default=["fashion", "cifar"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -153,13 +185,16 @@ def main() -> None:
     device = torch.device("cpu")
     place = tasks.Place(device, choose_precision("auto", device))
     file = options.out / f"{NAME}.json"
-    results: dict = {"widths": [], "find": []}
+    results: dict = {"widths": [], "find": [], "defaults": []}
     if file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
-        results = {key: kept[key] for key in results}
+        results = {key: kept.get(key, []) for key in results}
     if options.what == "widths":
         train_widths(options, results, place)
         print(widths_table(results["widths"]))
+    elif options.what == "defaults":
+        train_defaults(options, results)
+        print(defaults_table(results["defaults"]))
     else:
         find(options, results, place)
         print(find_table(results["find"], Path(__file__).parent / "results"))
