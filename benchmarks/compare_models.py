@@ -41,6 +41,7 @@ ARMS = {
     # Plain ViTs learn more slowly with the rate that suits the others: 43 % with it in a first look.
     "ViT-micro": {"model": "vit_micro_patch{patch}", "lr": 1e-3},
     "ViT-micro, local and fusion": {"model": "vit_micro_patch{patch}", "lr": 1e-3, "local": True, "fusion": True},
+    "ViT-micro, Muon8": {"model": "vit_micro_patch{patch}", "optimizer": "muon8", "lr": None},
     "MobileViT-XXS": {"model": "mobilevit_xxs"},
     "MobileViT-XS": {"model": "mobilevit_xs"},
     "MobileViTv2-0.5": {"model": "mobilevitv2_050"},

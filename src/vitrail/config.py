@@ -110,8 +110,9 @@ class TrainConfig(DataConfig):
     """Images per step on the device. Default: by the number of images, and by memory on a GPU."""
     accumulate: int = 1
     """Batches whose gradients are summed before each step of the optimizer."""
-    optimizer: str = "adamw"
-    """adamw, sgd, muon8, muon (torch's own), lion, adafactor or schedule-free (which needs the extra schedulefree)."""
+    optimizer: str = "auto"
+    """adamw, sgd, muon8, muon (torch's own), lion, adafactor or schedule-free (which needs the extra schedulefree).
+    "auto": muon8 for a ViT from random weights, adamw for other models and with `pretrained`."""
     lr: float | Literal["find"] | None = None
     """Highest learning rate; or "find": a quarter of the highest at which the loss stays low in a sweep of a hundred
     steps over rising rates. Default: by the optimizer and the batch size; a tenth of it with `pretrained`."""

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import PurePath
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from vitrail.errors import ConfigError, did_you_mean
@@ -24,7 +24,7 @@ def from_options(kind: type[Config], options: dict[str, Any]) -> Config:
         if name not in known:
             raise ConfigError(f"There is no option {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
         if not _is_of_type(value, known[name]):
-            wanted = known[name].__name__ if isinstance(known[name], type) else known[name]
+            wanted = _told(known[name])
             raise ConfigError(f"{name} is {value!r}, of the type {type(value).__name__}; it takes {wanted}.")
     return kind(**values)
 
@@ -80,7 +80,8 @@ def parse_count(text: str) -> float:
 def _is_of_type(value: object, hint: Any) -> bool:
     """Return whether an option's value may be given where ``hint`` stands; which words it takes is checked later."""
     if get_origin(hint) in {Union, UnionType}:
-        return any(_is_of_type(value, each) for each in get_args(hint))
+        kinds = [str if get_origin(each) is Literal else each for each in get_args(hint)]
+        return any(_is_of_type(value, each) for each in kinds)
     if get_origin(hint) is Literal:
         return True
     if get_origin(hint) is tuple:
@@ -88,6 +89,15 @@ def _is_of_type(value: object, hint: Any) -> bool:
     if isinstance(value, bool):  # which Python counts among the integers
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _told(hint: Any) -> str:
+    """Return the words for a type that an option may have, None apart."""
+    if get_origin(hint) in {Union, UnionType}:
+        return " or ".join(_told(each) for each in get_args(hint) if each is not NoneType)
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def check_range(name: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:

@@ -168,7 +168,7 @@ def test_flags_that_do_not_exist_or_have_no_such_value(train, colours, untouched
         ({"epochs": "3"}, "epochs is '3', of the type str; it takes int"),
         ({"epochs": 2.5}, "epochs is 2.5, of the type float; it takes int"),
         ({"local": "no"}, "local is 'no', of the type str; it takes bool"),
-        ({"lr": True}, "lr is True, of the type bool; it takes float"),
+        ({"lr": True}, "lr is True, of the type bool; it takes float or 'find'"),
         ({"augment": 3}, "augment is 3; it takes 'auto'"),
         ({"seed": -1}, "seed is -1"),
         ({"val_fraction": 0}, "val_fraction is 0; it takes a number above 0"),

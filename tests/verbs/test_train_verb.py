@@ -85,6 +85,18 @@ def test_the_configuration_of_a_run_has_nothing_undecided(trained):
     assert (config["augment"], config["flip"], config["mixup"], config["cutmix"]) == ("medium", True, 0.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("model", "name"), [("vit_micro_patch16", "muon8"), ("lucarne_xs", "adamw"), ("resnet18", "adamw")]
+)
+def test_the_optimizer_is_the_one_that_suits_the_model(colours, tmp_path, model, name):
+    result = vitrail.train(colours, model=model, image_size=32, epochs=1, out=tmp_path, quiet=True)
+    config = json.loads((result.path / "config.json").read_text())
+    assert config["optimizer"] == name
+    # Fine-tuning its weights is another matter: steps that suit random weights do not suit them.
+    tuned = vitrail.train(colours, model=str(result.path / "model.safetensors"), epochs=1, out=tmp_path, quiet=True)
+    assert json.loads((tuned.path / "config.json").read_text())["optimizer"] == "adamw"
+
+
 def test_the_report_is_one_page_that_needs_no_network(trained):
     page = trained.report_path.read_text(encoding="utf-8")
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)

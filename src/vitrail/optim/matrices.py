@@ -28,7 +28,7 @@ _ROW_BETA: Final = 0.95
 _CHUNK_ELEMENTS: Final = {"cpu": 2**20}
 _CHUNK_ELEMENTS_ELSEWHERE: Final = 2**24
 # Arguments of a group that matrices must share to be updated together.
-_SHARED: Final = (*("steps", "momentum", "momentum_dtype", "mode", "row_variance", "cautious", "newton_schulz_steps"),)
+_SHARED: Final = (*("steps", "momentum", "momentum_dtype", "mode", "row_variance", "newton_schulz_steps"),)
 
 
 class Update(NamedTuple):
@@ -203,18 +203,11 @@ def _by_stack(rows: Tensor, stacks: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _apply(weights: Tensor, step: Tensor, matrices: Sequence[_Matrix], layout: Layout) -> None:
-    """Decay weights and move them by ``step``, each matrix by its group's rate; ``step`` is used up.
-
-    With ``cautious``, only weights that the step moves towards zero are decayed.
-    """
+    """Decay weights and move them by ``step``, each matrix by its group's rate; ``step`` is used up."""
     rates = [float(matrix.update.group["lr"]) for matrix in matrices]
     decays = [rate * float(matrix.update.group["weight_decay"]) for rate, matrix in zip(rates, matrices, strict=True)]
-    if any(decays) and not matrices[0].update.group["cautious"]:
-        torch._foreach_mul_(layout.parts(weights), [1 - decay for decay in decays])
-    elif any(decays):
-        # Whether it shrinks, as 0.0 or 1.0 in place: what is of another type takes many times as long on a CPU.
-        shrinks = (weights * step).gt_(0)
-        weights.addcmul_(weights, shrinks, value=-_common(decays, shrinks, layout))
+    if any(decays):
+        weights.mul_(_common([1 - decay for decay in decays], weights, layout))
     # Multiplied by numbers and not by a tensor of them, which would make a GPU wait for its copy.
     weights.sub_(step, alpha=_common(rates, step, layout))
 

@@ -36,9 +36,8 @@ class Muon8(torch.optim.Optimizer):
     sharded are gathered matrix by matrix, and every process keeps the whole state.
 
     Source: Jordan et al., Muon, 2024; RMS-matched rate and decay: arXiv 2502.16982, section 2.2; row variance: NorMuon,
-    arXiv 2510.05491; decay only where the step shrinks a weight: Cautious Weight Decay, arXiv 2510.12402; 8-bit
-    momentum: arXiv 2509.23106; convolutions as flattened matrices: the airbench94_muon record of Jordan, arXiv
-    2404.00498; Adam-pretrained weights do not suit orthogonal updates: arXiv 2605.10468.
+    arXiv 2510.05491; 8-bit momentum: arXiv 2509.23106; convolutions as flattened matrices: the airbench94_muon record
+    of Jordan, arXiv 2404.00498; Adam-pretrained weights do not suit orthogonal updates: arXiv 2605.10468.
 
     Args:
         params: a module, or parameters, named parameters or groups of them as every optimizer of torch takes. Each
@@ -56,7 +55,6 @@ class Muon8(torch.optim.Optimizer):
             the same momentum, as Adam moves them where the gradient's noise is even (Lion, arXiv 2302.06675,
             algorithm 2).
         row_variance: whether rows are equalised; 4 bytes per row.
-        cautious: decay only weights of matrices that the step moves towards zero.
         newton_schulz_steps: 3, 4, 5 or 6: matrix products per orthogonalisation are three times as many. With fewer,
             weak directions of the momentum stay weaker.
         qkv: "split": queries, keys and values made by one layer are a matrix each. "fused": they are one. "heads":
@@ -84,7 +82,6 @@ class Muon8(torch.optim.Optimizer):
         momentum_dtype: MomentumDtype = "int8",
         mode: Mode = "scratch",
         row_variance: bool = True,
-        cautious: bool = True,
         newton_schulz_steps: int = 5,
         qkv: Qkv = "split",
         roles: Mapping[str, Role] | None = None,
@@ -102,7 +99,6 @@ class Muon8(torch.optim.Optimizer):
             "momentum_dtype": momentum_dtype,
             "mode": mode,
             "row_variance": row_variance,
-            "cautious": cautious,
             "newton_schulz_steps": newton_schulz_steps,
             "steps": 0,
         }

@@ -160,6 +160,13 @@ def mirror_note(config: TrainConfig, dataset: Dataset) -> list[str]:
     return ["Images are not mirrored, for the classes are numbers or letters and may be of writing; --flip does it."]
 
 
+def choose_optimizer(config: TrainConfig, model: Model) -> str:
+    """Return the optimizer's name: Muon8 for what it was seen to train faster than AdamW (docs/optimizer.md)."""
+    if config.optimizer != "auto":
+        return config.optimizer
+    return "muon8" if isinstance(model, VisionTransformer) and config.pretrained is None else "adamw"
+
+
 def default_rate(config: TrainConfig, model: Model, batch_size: int) -> float:
     """Return the highest learning rate where none is given, for so many images on the device per step."""
     images, pretrained = batch_size * config.accumulate, config.pretrained is not None
@@ -182,6 +189,7 @@ def complete(
         device: that trains.
         try_step: does a step on that many images, to see whether they fit into a GPU's memory.
     """
+    config = replace(config, optimizer=choose_optimizer(config, model))
     num_images = len(dataset.splits["train"])
     batch_size = min(num_images, config.batch_size or choose_batch_size(num_images, device, try_step))
     weight_decay = default_weight_decay(config.optimizer) if config.weight_decay is None else config.weight_decay
