@@ -1,8 +1,8 @@
 """Features of pictures that are learnt from small patches of them, without labels, in milliseconds a picture.
 
 Filters are found by clustering whitened patches, and each picture is described by how strongly they answer in each
-ninth of it. A linear classifier on them is no match for a network that was trained long, but learns as much from a few
-thousand pictures as one that took a hundred times as long (benchmarks/label_issues.py).
+ninth of it. A linear classifier on them is no match for a network that was trained long, but learns more from a few
+thousand pictures than one whose training took thirty times as long (benchmarks/label_issues.py).
 
 Source: Coates, Ng and Lee, An Analysis of Single-Layer Networks in Unsupervised Feature Learning, AISTATS 2011, with
 both signs of an answer and the threshold of Coates and Ng, The Importance of Encoding Versus Training with Sparse
