@@ -10,8 +10,8 @@ model have 2 x 2 and 1 x 1 positions, and attention has nothing to choose from.
 * train: all arms with the same images in the same order, the same number of steps and the same setting: what tuning of
   AdamW found for Lucarne-XS (optimizer_horizons.py, task cifar-mobile), so that a variant which wants another rate is
   somewhat underrated. Every finished run is kept in results/lucarne_ablation.json and not trained again.
-* latency: fp32 in onnxruntime on one thread at 224 pixels and 1000 classes, all arms in turns in one process, as
-  phone_latency.py does.
+* latency: parameters and multiply-adds at 224 pixels and 1000 classes, and the time of one image in onnxruntime, fp32
+  on one thread, as onnx_latency.py tells.
 
 The table gives differences in test accuracy to Lucarne-XS, paired by seed, with a 95 % t interval over the seeds, and
 ratios to its latency and to the processor time of its training steps.
@@ -181,6 +181,7 @@ def measure_latency(options: argparse.Namespace) -> None:
             cost = model_cost(model, (PHONE_SIZE, PHONE_SIZE))
             costs[arm] = {"parameters": cost.parameters, "macs": cost.macs}
             export(model, path, PHONE_SIZE)
+        keep(options.out, costs=costs)
         for arm, bursts in measure(paths, 1, options.rounds).items():
             costs[arm]["ms_by_round"] = [burst.ms for burst in bursts]
     keep(options.out, costs=costs)
@@ -200,16 +201,15 @@ def table(document: dict[str, Any]) -> str:
     for arm, trials in by_arm.items():
         if not trials:
             continue
-        cost, pairs = (
-            costs.get(arm),
-            [(trial, by_arm[BASE][seed]) for seed, trial in trials.items() if seed in by_arm[BASE]],
-        )
+        cost, base = costs.get(arm), by_arm[BASE]
+        pairs = [(trial, base[seed]) for seed, trial in trials.items() if seed in base]
         size = f"{cost['parameters'] / 1e6:.3f} M | {cost['macs'] / 1e6:.0f} M" if cost else " | "
         speed = time = versus = ""
-        if arm != BASE:
-            speed = show(ratio(cost["ms_by_round"], costs[BASE]["ms_by_round"])) if cost else ""
-            time = f"{statistics.median(ours['process_s'] / base['process_s'] for ours, base in pairs):.2f}"
-            versus = interval([100 * (ours["test"] - base["test"]) for ours, base in pairs])
+        if arm != BASE and pairs:
+            if cost and "ms_by_round" in cost:
+                speed = show(ratio(cost["ms_by_round"], costs[BASE]["ms_by_round"]))
+            time = f"{statistics.median(ours['process_s'] / its['process_s'] for ours, its in pairs):.2f}"
+            versus = interval([100 * (ours["test"] - its["test"]) for ours, its in pairs])
         accuracy = statistics.mean(trial["test"] for trial in trials.values())
         lines.append(f"| {arm} | {size} | {speed} | {time} | {accuracy:.1%} | {versus} | {len(trials)} |")
     return "\n".join(lines)
