@@ -139,6 +139,14 @@ def test_splits_keep_their_names_and_share_one_class_index(tmp_path: Path) -> No
     assert dict(anew.ignored) == {}
 
 
+def test_the_splits_of_a_dataset_come_before_a_column_of_splits(tmp_path: Path) -> None:
+    more = {"split": (datasets.Value("string"), lambda row: "test" if row < 4 else "train")}
+    folder = saved(tmp_path / "d", train=make(range(16), **more), test=make(range(16, NUM), **more))
+    assert set(open_dataset(folder).splits["test"].paths) == {f"test/{row:05}" for row in range(8)}
+    named = open_dataset(folder, DataConfig(split_column="split"))
+    assert set(named.splits["test"].paths) == {f"train/{row:05}" for row in range(4)}
+
+
 def test_splits_of_which_none_has_a_usual_name_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path / "d", dogs=make(range(12)), cats=make(range(12, NUM)))
     assert 'has the splits dogs, cats, of which none is train, val or test. Give split_column "" to' in refusal(folder)
