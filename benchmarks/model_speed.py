@@ -1,6 +1,6 @@
 """Our models against the same models of timm and transformers: equal answers first, then speed, taking turns.
 
-    python benchmarks/model_speed.py [--models resnet18 mobilevit_xxs ...] [--rounds 7]
+    python benchmarks/model_speed.py [--models resnet18 mobilevit_xxs ...] [--rounds 4]
     python benchmarks/model_speed.py --table        prints the tables from what was measured
 
 All get the same weights, and how far their logits are apart is kept for every model that both have. Then a training
@@ -8,9 +8,9 @@ step (forward, backward, fused AdamW) and inference on one and on several images
 contestant in its own process on one thread. Contestants:
 
 - vitrail: as its verbs place a model, but in the precision of the row and with its batch norms as they are.
-- vitrail, defaults: as `vitrail train` and `vitrail predict` run it where nobody asks for anything. Training is in bf16
-  where the processor multiplies it, and clips the gradients; answers are in fp32, batch norms folded. It is compared
-  with the peers in fp32, which is what they run where nobody asks.
+- vitrail, defaults: as `vitrail train` and `vitrail predict` run it where nobody asks for anything, but with the common
+  optimizer. Training is in bf16 where the processor multiplies it, and clips the gradients; answers are in fp32, batch
+  norms folded. It is compared with the peers in fp32, which is what they run where nobody asks.
 - timm, transformers: as their users would, in PyTorch's default memory layout, eager.
 
 Figures are images per second of processor time, which on one thread is what the clock shows where nothing else runs;
@@ -158,6 +158,8 @@ def measure(options: argparse.Namespace) -> None:
             differences = largest_differences(name, options.image_size)
             known(parity={name: differences})
             print(f"{name}: differs by {differences}", flush=True)
+    if not set(options.models) - set(known()["speed"]):
+        return
     arguments = {key: settings[key] for key in ("image_size", "batch", "many", "seconds")}
     contestants = {library: Contestant(build, {"library": library, **arguments}) for library in CONTESTANTS}
     with started(contestants) as pipes:
@@ -172,19 +174,18 @@ def measure(options: argparse.Namespace) -> None:
 def tables(document: dict) -> str:
     """Return a table of our ratios for each phase, the ratios below 1, and the largest differences."""
     titles = {
-        "training": f"Training step, batches of {document['batch']}",
-        "one": "Inference, one image",
-        "many": f"Inference, batches of {document['many']}",
+        "training": f"training step, batches of {document['batch']}",
+        "one": "inference, one image",
+        "many": f"inference, batches of {document['many']}",
     }
     forms = [("vitrail", "fp32", "fp32"), ("vitrail", "bf16", "bf16"), (DEFAULTS, "fp32", "defaults")]
     columns = [(peer, *form) for peer in ("timm", "transformers") for form in forms]
     lines, slower = [], []
     for phase, title in titles.items():
-        lines += [f"\n{title}, times as fast as\n"]
-        lines += [f"| model | {' | '.join(f'{peer}, {label}' for peer, *_, label in columns)} |"]
+        lines += ["", f"| {title} | {' | '.join(f'{peer}, {label}' for peer, *_, label in columns)} |"]
         lines += ["|---" * (len(columns) + 1) + "|"]
-        for name, figures in document["speed"].items():
-            cells = []
+        for name in sorted(document["speed"], key=TIMM.index):
+            figures, cells = document["speed"][name], []
             for peer, ours, precision, label in columns:
                 if peer not in figures:
                     cells.append("")
@@ -192,14 +193,14 @@ def tables(document: dict) -> str:
                 middle, low, high = ratios(figures[ours], figures[peer], f"{precision} {phase}")
                 cells.append(f"{middle:.2f} [{low:.2f}, {high:.2f}]")
                 if middle < 1:
-                    slower.append(f"- `{name}`, {title[0].lower()}{title[1:]}, {peer}, {label}: {cells[-1]}")
+                    slower.append(f"- `{name}`, {title}, {peer}, {label}: {cells[-1]}")
             lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    lines += ["\nSlower than a peer:\n", *(slower or ["- nothing"]), ""]
+    lines += ["\nSlower than a peer:\n", *(slower or ["- nothing"])]
     for peer in ("timm", "transformers"):
         found = {name: each[peer] for name, each in document["parity"].items() if peer in each}
         worst = max(found, key=found.__getitem__, default="")
         if found:
-            lines.append(f"Largest difference to {peer}, of {len(found)} models: {found[worst]:.1e}, `{worst}`")
+            lines.append(f"\nLargest difference to {peer}, of {len(found)} models: {found[worst]:.1e}, `{worst}`")
     return "\n".join(lines)
 
 

@@ -6,9 +6,9 @@ def write_name(name, log, fail=False):
     if fail:
         raise ValueError("no such library")
 
-    def turn():
+    def turn(part=""):
         with log.open("a", encoding="utf-8") as file:
-            file.write(name)
+            file.write(name + part)
         return {"turns so far": log.read_text(encoding="utf-8").count(name)}
 
     return turn

@@ -44,6 +44,15 @@ def test_contestants_take_turns_in_an_order_that_turns_and_the_warm_up_does_not_
     assert figures == {name: [{"turns so far": 2}, {"turns so far": 3}] for name in "ab"}
 
 
+def test_all_contestants_do_a_part_before_any_does_the_next(script, tmp_path):
+    alternate, log = script("alternate"), tmp_path / "log"
+    contestants = {name: alternate.Contestant(write_name, {"name": name, "log": log}) for name in "ab"}
+    with alternate.started(contestants) as pipes:
+        figures = alternate.rounds_of(pipes, 1, parts=[("1",), ("2",)])
+    assert log.read_text(encoding="utf-8") == "a1b1a2b2" + "b1a1b2a2"
+    assert figures == {name: [{"turns so far": 4}] for name in "ab"}
+
+
 def test_a_contestant_that_fails_is_named(script, tmp_path):
     alternate = script("alternate")
     contestants = {"peer": alternate.Contestant(write_name, {"name": "a", "log": tmp_path / "log", "fail": True})}
