@@ -248,7 +248,7 @@ def test_separable_attention_saves_the_keys_of_all_tokens_but_not_their_effect()
     x = torch.randn(2, 4, 5, 16)
     score, key, value = layer.qkv_proj(x.permute(0, 3, 1, 2)).split([1, 16, 16], dim=1)
     context = (key * score.softmax(dim=-1)).sum(dim=-1, keepdim=True)
-    expected = layer.out_proj(value.relu() * context).permute(0, 2, 3, 1)
+    expected = layer.out_proj((value.relu() * context).permute(0, 2, 3, 1))
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-5)
 
 

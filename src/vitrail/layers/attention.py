@@ -48,6 +48,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def attend_maps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return what `attend` does with one head, for maps whose positions lie in the last axis.
+
+    An exported graph holds products of three axes and no fourth for the one head: ExecuTorch's XNNPACK takes all of
+    them, where it leaves seven operators of each attention of four axes to slow kernels.
+
+    Args:
+        q: queries, (B, d, N).
+        k: keys, (B, d, M).
+        v: values, (B, C, M).
+
+    Returns:
+        (B, C, N).
+    """
+    if torch.compiler.is_exporting():
+        scores = torch.bmm((q * q.shape[1] ** -0.5).transpose(1, 2), k)  # (B, N, M)
+        return torch.bmm(v, scores.softmax(dim=-1).transpose(1, 2))
+    q, k, v = (each.transpose(1, 2).unsqueeze(1) for each in (q, k, v))
+    return attend(q, k, v).squeeze(1).transpose(1, 2)
+
+
 def _is_explicit_faster(q: Tensor, num_keys: int) -> bool:
     if q.device.type != "cpu" or num_keys > CPU_EXPLICIT_MAX_TOKENS:
         return False

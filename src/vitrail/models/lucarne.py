@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitrail.config import from_options
 from vitrail.errors import ConfigError, lookup
-from vitrail.layers.attention import attend
+from vitrail.layers.attention import attend_maps
 from vitrail.layers.block import add_branch
 from vitrail.layers.conv import Activation, ConvNorm, reset_conv_parameters
 from vitrail.layers.embed import as_pair
@@ -136,15 +136,16 @@ class SingleHeadAttention(nn.Module):
 
     def __init__(self, dim: int, key_dim: int) -> None:
         super().__init__()
-        self.parts = (key_dim, key_dim, dim)
-        self.qkv = ConvNorm(dim, sum(self.parts))
+        self.key_dim = key_dim
+        self.qkv = ConvNorm(dim, 2 * key_dim + dim)
         self.proj = ConvNorm(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
-        tokens = self.qkv(x).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, N, 2 d + C)
-        q, k, v = tokens.split(self.parts, dim=-1)
-        mixed = attend(q, k, v).squeeze(1).transpose(1, 2)  # (B, C, N)
+        maps = self.qkv(x).flatten(2)  # (B, 2 d + C, N)
+        d = self.key_dim
+        # Slices, because XNNPACK does not take a split.
+        mixed = attend_maps(maps[:, :d], maps[:, d : 2 * d], maps[:, 2 * d :])
         out: Tensor = self.proj(torch.unflatten(mixed, 2, (x.shape[2], x.shape[3])))
         return out
 

@@ -40,6 +40,21 @@ SHAPES: Final[dict[str, MobileVitShape]] = {
 """By width multiplier in percent."""
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution of tokens (..., D); computed as a linear layer, which is the faster on a CPU."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__(in_dim, out_dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., out_dim)."""
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+    def fold_(self) -> None:
+        """Drop the weight's two axes of 1: ExecuTorch's XNNPACK takes weights that are stored as they are used."""
+        self.weight = nn.Parameter(self.weight.detach().flatten(1))
+
+
 class SeparableAttention(nn.Module):
     """Each token takes from one weighted mean of all tokens that have the same place in their 2x2 patch.
 
@@ -52,18 +67,27 @@ class SeparableAttention(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.qkv_proj = nn.Conv2d(dim, 1 + 2 * dim, 1)  # score, key, value
-        self.out_proj = nn.Conv2d(dim, dim, 1)
+        self.qkv_proj: nn.Module = nn.Conv2d(dim, 1 + 2 * dim, 1)
+        self.out_proj = Pointwise(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, 4, N, D) to (B, 4, N, D)."""
-        weight, bias = self.qkv_proj.weight.flatten(1), self.qkv_proj.bias
-        assert bias is not None
-        last_key = x.shape[-1] + 1
-        scores = F.linear(x, weight[:1], bias[:1]).softmax(dim=2)  # (B, 4, N, 1)
-        context = F.linear(scores.transpose(2, 3) @ x, weight[1:last_key], bias[1:last_key])  # (B, 4, 1, D)
-        values = F.linear(x, weight[last_key:], bias[last_key:]).relu()
-        return pointwise(values * context, self.out_proj)
+        score, key, value = self._score_key_value()
+        scores = F.linear(x, *score).transpose(2, 3).softmax(dim=-1)  # (B, 4, 1, N)
+        context = F.linear(scores @ x, *key)  # (B, 4, 1, D)
+        out: Tensor = self.out_proj(F.linear(x, *value).relu() * context)
+        return out
+
+    def fold_(self) -> None:
+        """Give score, key and value a layer each."""
+        self.qkv_proj = nn.ModuleList(_linear(weight, bias) for weight, bias in self._score_key_value())
+
+    def _score_key_value(self) -> list[tuple[Tensor, Tensor]]:
+        if isinstance(self.qkv_proj, nn.ModuleList):
+            return [(part.get_parameter("weight"), part.get_parameter("bias")) for part in self.qkv_proj]
+        weight, bias = self.qkv_proj.get_parameter("weight").flatten(1), self.qkv_proj.get_parameter("bias")
+        sizes = [1, weight.shape[1], weight.shape[1]]
+        return list(zip(torch.split(weight, sizes), torch.split(bias, sizes), strict=True))
 
 
 class Perceptron(nn.Module):
@@ -71,12 +95,13 @@ class Perceptron(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Conv2d(dim, MLP_RATIO * dim, 1)
-        self.fc2 = nn.Conv2d(MLP_RATIO * dim, dim, 1)
+        self.fc1 = Pointwise(dim, MLP_RATIO * dim)
+        self.fc2 = Pointwise(MLP_RATIO * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, 4, N, D) to (B, 4, N, D)."""
-        return pointwise(F.silu(pointwise(x, self.fc1)), self.fc2)
+        out: Tensor = self.fc2(F.silu(self.fc1(x)))
+        return out
 
 
 class TokenNorm(nn.GroupNorm):
@@ -153,9 +178,10 @@ class MobileVitV2(MobileVit):
     block_type: ClassVar[type[nn.Module]] = MobileVitV2Block
 
 
-def pointwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Apply a 1x1 convolution to tokens (..., D); as a linear layer it is the faster on a CPU."""
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight, layer.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(bias.detach().clone())
+    return layer
 
 
 def build(size: str, **options: Any) -> MobileVitV2:

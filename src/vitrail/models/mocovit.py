@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.config import from_options
-from vitrail.layers.attention import attend
+from vitrail.layers.attention import attend_maps
 from vitrail.layers.block import add_branch
 from vitrail.layers.conv import ConvNorm
 from vitrail.layers.ghost import GhostModule, ghost_excite
@@ -58,8 +58,8 @@ class MobileSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         value = self.value(x)
-        tokens = value.flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, N, C)
-        mixed = attend(tokens, tokens, tokens).squeeze(1).transpose(1, 2)  # (B, C, N)
+        positions = value.flatten(2)  # (B, C, N)
+        mixed = attend_maps(positions, positions, positions)
         out: Tensor = self.proj(torch.unflatten(mixed, 2, x.shape[2:]) + self.depthwise(value))
         return out
 
