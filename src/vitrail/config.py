@@ -293,8 +293,8 @@ class ExportConfig(SourceConfig):
 
     target: str
     """A run, or a checkpoint together with `data`."""
-    format: Literal["onnx"] = "onnx"
-    """What the bundle is made for."""
+    format: Literal["onnx", "executorch"] = "onnx"
+    """What the bundle is made for: an ONNX file, or beside it a program for phones too (extra `executorch`)."""
     data: str | None = None
     """Images to prove the export on. Default: the validation images of the run."""
     tolerance: float = 1e-3

@@ -86,7 +86,7 @@ def exported(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Expo
         batches=batched(images, labels),
         calibration={"temperature": TEMPERATURE, "reject_threshold": 0.4},
         source="digits-run",
-    )
+    )["onnx"]
     return Exported(folder, parity, images, labels)
 
 

@@ -60,7 +60,7 @@ def export_linear(linear_file, monkeypatch) -> Callable[..., Parity]:
 
     def export(folder: Path, model: nn.Module | None = None, **changes) -> Parity:
         options = {"classes": ("a", "b", "c"), "preprocess": LINEAR_PREPROCESS, "batches": linear_batches(), **changes}
-        return export_bundle(model or linear_model(), folder, **options)
+        return export_bundle(model or linear_model(), folder, **options)["onnx"]
 
     return export
 

@@ -53,7 +53,7 @@ def batches() -> list:
 
 def export(folder, model=None, **changes):
     options = {"classes": CLASSES, "preprocess": PREPROCESS, "batches": batches(), "task": "multilabel", **changes}
-    return export_bundle(model or tint_model(), folder, **{"calibration": CALIBRATION, **options})
+    return export_bundle(model or tint_model(), folder, **{"calibration": CALIBRATION, **options})["onnx"]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import onnx
@@ -107,6 +108,7 @@ def exports(monkeypatch):
         options["batches"] = list(options["batches"])
         asked.append({"model": model, "folder": folder, **options})
         folder.mkdir(parents=True)
+        return {"onnx": None, options["format"]: None}
 
     monkeypatch.setattr(export_verb, "export_bundle", export)
     return asked
@@ -128,6 +130,15 @@ def test_the_proof_is_on_the_images_that_are_named(exports, trained, pictures, t
     assert paths == ["blue/00.png", "blue/01.png", *(f"red/0{number}.png" for number in range(3))]
     assert asked["tolerance"].logits == 0.01
     assert asked["folder"].name == "model"
+
+
+def test_the_library_that_a_format_needs_is_named_before_the_images_are_read(monkeypatch, exports, trained, command):
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    monkeypatch.setitem(sys.modules, "executorch.exir", None)
+    answer = command("export", trained.path, "--data", "nowhere", "--format", "executorch")
+    assert answer.code == 1
+    assert "pip install 'vitrail[executorch]'" in answer.sentence()
+    assert exports == []
 
 
 def test_what_cannot_be_exported_is_refused_with_the_same_errors_in_python(trained, pictures, tmp_path):

@@ -41,7 +41,8 @@ class Check(NamedTuple):
     """One question that was put to the bundle."""
 
     name: str
-    ok: bool
+    ok: bool | None
+    """Whether it passed; None where it could not be asked on this machine."""
     detail: str
 
 
@@ -54,13 +55,14 @@ class CheckResult:
 
     @property
     def ok(self) -> bool:
-        """Whether every check passed."""
-        return all(check.ok for check in self.checks)
+        """Whether no check failed."""
+        return all(check.ok is not False for check in self.checks)
 
     def lines(self) -> list[str]:
         """Return one line of plain text per check, and one for the whole."""
         width = max(len(check.name) for check in self.checks)
-        lines = [f"{'ok' if each.ok else 'FAILED':<6}  {each.name:<{width}}  {each.detail}" for each in self.checks]
+        words = {True: "ok", False: "FAILED", None: "not run"}
+        lines = [f"{words[each.ok]:<7}  {each.name:<{width}}  {each.detail}" for each in self.checks]
         end = "gives the answers it was made with." if self.ok else "is not what was exported: do not use it."
         return [*lines, f"{self.folder} {end}"]
 
@@ -104,7 +106,9 @@ class Proof:
 
     def labels(self) -> str:
         """labels.txt tells the same classes."""
-        return _check_labels(self.folder, self.described)
+        if _read_text(self.folder / "labels.txt") != "".join(f"{name}\n" for name in self.described.classes):
+            raise BrokenBundleError("labels.txt does not hold the classes of bundle.json, one per line.")
+        return "labels.txt holds the classes of bundle.json"
 
     def model(self) -> str:
         """The model opens in onnxruntime."""
@@ -244,12 +248,6 @@ def _is_sensible(description: Description) -> bool:
         and all(math.isfinite(value) and value > 0 for value in (description.temperature, description.logit_limit))
         and min(*description.size, description.num_golden) > 0
     )
-
-
-def _check_labels(folder: Path, description: Description) -> str:
-    if _read_text(folder / "labels.txt") != "".join(f"{name}\n" for name in description.classes):
-        raise BrokenBundleError("labels.txt does not hold the classes of bundle.json, one per line.")
-    return "labels.txt holds the classes of bundle.json"
 
 
 def _open_model(path: Path) -> Any:

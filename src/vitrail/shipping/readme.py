@@ -81,17 +81,41 @@ labels = open("labels.txt", encoding="utf-8").read().split("\\n")
 * Input `images`: {meaning}
 * Output `logits`: float32, `(batch, {num_classes})`, in the order of labels.txt.
 * Output `probabilities`: {function} of logits / {temperature:.4g}, the temperature of the calibration.{decision}
-
+{on_phones}
 ## What is in it
 
 | file | what |
 |---|---|
 | model.onnx | the model; labels and preprocessing are in its metadata too |
-| labels.txt | one class per line, in the order of the outputs |
+{program_files}| labels.txt | one class per line, in the order of the outputs |
 | bundle.json | classes, preprocessing, calibration, where it comes from, how it was verified |
 | golden.npz | {num_golden} real images of the validation set and the trained model's logits for them |
 | check.py | repeats the proof; needs numpy and onnxruntime alone |
 | SHA256SUMS | checksums, for `sha256sum -c SHA256SUMS` |
+"""
+
+_ON_PHONES: Final = """
+## On a phone
+
+model.pte is the same model for ExecuTorch, written by {runtime} for its XNNPACK backend. Its method `{method}` takes
+one image a call, {dtype} `(1, {height}, {width}, {channels})` as above, and gives logits and probabilities. It answered
+like the model it was made from too: {proof}. {left}.
+
+    pip install executorch
+    python check_program.py
+
+```python
+import torch
+from executorch.runtime import Runtime
+
+method = Runtime.get().load_program("model.pte").load_method("{method}")
+logits, probabilities = method.execute([torch.from_numpy(images)])
+```
+"""
+
+_PROGRAM_FILES: Final = """\
+| model.pte | the model for ExecuTorch |
+| check_program.py | repeats the proof of it; needs executorch |
 """
 
 
@@ -109,8 +133,7 @@ def bundle_readme(description: Mapping[str, Any]) -> str:
         title=description["source"] or "Image classifier",
         what="An image classifier for any number of labels per image" if several else "An image classifier",
         version=description["versions"]["vitrail"],
-        proof=f"the same label{'s' if several else ''} on {parity['num_images'] - len(parity['differences'])} of "
-        f"{parity['num_images']} validation images, logits apart by at most {parity['max_logit_difference']:.1g}",
+        proof=_proof(parity, description["task"]),
         height=height,
         width=width,
         loading=_loading(description["input"], preprocess, resizing),
@@ -120,7 +143,34 @@ def bundle_readme(description: Mapping[str, Any]) -> str:
         function="sigmoid" if several else "softmax",
         temperature=calibration["temperature"],
         decision=_decision(description),
+        on_phones=_on_phones(description),
+        program_files=_PROGRAM_FILES if "executorch" in description else "",
         num_golden=description["golden"]["num_images"],
+    )
+
+
+def _proof(parity: Mapping[str, Any], task: str) -> str:
+    return (
+        f"the same label{'s' if task == 'multilabel' else ''} on {parity['num_images'] - len(parity['differences'])} "
+        f"of {parity['num_images']} validation images, logits apart by at most {parity['max_logit_difference']:.1g}"
+    )
+
+
+def _on_phones(description: Mapping[str, Any]) -> str:
+    """Return what is told of the program for phones, where there is one."""
+    if "executorch" not in description:
+        return ""
+    program, (_, height, width, channels) = description["executorch"], description["input"]["shape"]
+    left = program["operators_left_by_xnnpack"]
+    return _ON_PHONES.format(
+        runtime=program["runtime"],
+        method=program["method"],
+        dtype=description["input"]["dtype"],
+        height=height,
+        width=width,
+        channels=channels,
+        proof=_proof(program["parity"], description["task"]),
+        left="XNNPACK runs all of it" if not left else f"XNNPACK runs all but {sum(left.values())} of its operators",
     )
 
 

@@ -1,10 +1,11 @@
-"""`vitrail check`: repeat a bundle's proof on this machine, with onnxruntime and numpy alone."""
+"""`vitrail check`: repeat a bundle's proof on this machine, in onnxruntime, and in ExecuTorch where it is there."""
 
 import sys
 from pathlib import Path
 
 from vitrail.config import CheckConfig
-from vitrail.shipping.check import CheckResult, check_bundle
+from vitrail.shipping.check import CheckResult
+from vitrail.shipping.verify import verify_bundle
 
 
 def check(bundle: str | Path) -> CheckResult:
@@ -13,7 +14,7 @@ def check(bundle: str | Path) -> CheckResult:
     Args:
         bundle: a folder that `vitrail.export` wrote.
     """
-    return check_bundle(bundle)
+    return verify_bundle(Path(bundle))
 
 
 def run(config: CheckConfig) -> int:

@@ -13,6 +13,7 @@ from vitrail.data import EvalLoader, Split, display_name
 from vitrail.errors import ConfigError
 from vitrail.runtime.files import free_path
 from vitrail.shipping.bundle import ProofBatch, export_bundle
+from vitrail.shipping.executorch import refuse_unsupported
 from vitrail.shipping.parity import Parity, Tolerance
 from vitrail.verbs.evaluate import choose_split
 from vitrail.verbs.target import open_target
@@ -28,6 +29,8 @@ class Export:
     """The bundle's folder."""
     parity: Parity
     """How the exported model's answers compare with the trained one's, on every validation image."""
+    executorch: Parity | None = None
+    """The same of the program for phones, where there is one."""
 
 
 def export(target: str | Path, **options: Any) -> Export:
@@ -40,6 +43,7 @@ def export(target: str | Path, **options: Any) -> Export:
     Raises:
         ParityError: if the exported model does not answer like the trained one.
         ConfigError: for an option or value that is not allowed.
+        MissingExtraError: if the format needs a library that is not installed.
         DataError: if the images cannot be used.
         CheckpointError: if the weights cannot be used.
     """
@@ -50,8 +54,10 @@ def run(config: ExportConfig) -> int:
     """Serve the command line."""
     exported = _export(config)
     path = display_name(exported.path)
+    program = f"in ExecuTorch {exported.executorch.summary()}\n" if exported.executorch else ""
     Console(highlight=False).print(
-        f"{exported.parity.summary()}\nbundle   {path}\nCheck it where it will run:  vitrail check {shlex.quote(path)}",
+        f"{exported.parity.summary()}\n{program}"
+        f"bundle   {path}\nCheck it where it will run:  vitrail check {shlex.quote(path)}",
         markup=False,
         soft_wrap=True,
     )
@@ -63,10 +69,12 @@ def _export(config: ExportConfig) -> Export:
     if target.checkpoint is None:
         raise ConfigError(f"{config.target} is a bundle already. Name the run it was exported from.")
     predictor = target.predictor
+    if config.format == "executorch":
+        refuse_unsupported(predictor.preprocess)  # before the images are read
     dataset = target.dataset() if config.data is None else target.open_images(config.data, config)
     split = choose_split(dataset, None, preferred=("val", "test"))
     folder = free_path(Path(config.out) / "export" / (config.name or target.name))
-    parity = export_bundle(
+    parities = export_bundle(
         target.checkpoint.model,
         folder,
         classes=predictor.classes,
@@ -76,8 +84,9 @@ def _export(config: ExportConfig) -> Export:
         calibration=target.calibration.to_dict() if target.calibration else None,
         tolerance=Tolerance(logits=config.tolerance),
         source=target.name,
+        format=config.format,
     )
-    return Export(path=folder, parity=parity)
+    return Export(path=folder, parity=parities["onnx"], executorch=parities.get("executorch"))
 
 
 def _batches(split: Split, preprocess: Preprocess) -> Iterator[ProofBatch]:
