@@ -136,14 +136,14 @@ class SingleHeadAttention(nn.Module):
 
     def __init__(self, dim: int, key_dim: int) -> None:
         super().__init__()
-        self.key_dim = key_dim
-        self.qkv = ConvNorm(dim, 2 * key_dim + dim)
+        self.parts = (key_dim, key_dim, dim)  # by which Muon8 divides the weight too
+        self.qkv = ConvNorm(dim, sum(self.parts))
         self.proj = ConvNorm(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         maps = self.qkv(x).flatten(2)  # (B, 2 d + C, N)
-        d = self.key_dim
+        d = self.parts[0]
         # Slices, because XNNPACK does not take a split.
         mixed = attend_maps(maps[:, :d], maps[:, d : 2 * d], maps[:, 2 * d :])
         out: Tensor = self.proj(torch.unflatten(mixed, 2, (x.shape[2], x.shape[3])))
