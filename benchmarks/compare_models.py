@@ -106,7 +106,9 @@ def measure_latency(options: argparse.Namespace) -> None:
     for dataset in options.datasets:
         size = DATASETS[dataset]["image_size"]
         with tempfile.TemporaryDirectory() as folder:
-            paths = {arm: Path(folder) / f"{number}.onnx" for number, arm in enumerate(ARMS)}
+            # An arm that another optimizer trains is the network of the arm without it.
+            networks = [arm for arm, choice in ARMS.items() if "optimizer" not in choice]
+            paths = {arm: Path(folder) / f"{number}.onnx" for number, arm in enumerate(networks)}
             for arm, path in paths.items():
                 choice = {key: value for key, value in ARMS[arm].items() if key not in {"lr", "model"}}
                 name = ARMS[arm]["model"].format(patch=PATCH[dataset])
