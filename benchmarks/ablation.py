@@ -29,7 +29,7 @@ def run_one(data: Path, arm: str, recipe: dict, seed: int) -> dict:
     import vitrail
 
     with tempfile.TemporaryDirectory() as out:
-        result = vitrail.train(str(data), seed=seed, out=out, **recipe, **ARMS[arm])
+        result = vitrail.train(str(data), seed=seed, out=out, optimizer="adamw", **recipe, **ARMS[arm])
         test = result.metrics["test"]
         return {"accuracy": test.accuracy.value, "num_images": test.num_images}
 

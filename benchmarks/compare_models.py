@@ -29,7 +29,15 @@ from alternate import machine
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-RECIPE = {"lr": 2e-3, "augment": "light", "flip": True, "workers": 1, "quiet": True, "epochs": 10_000}
+RECIPE = {
+    "optimizer": "adamw",
+    "lr": 2e-3,
+    "augment": "light",
+    "flip": True,
+    "workers": 1,
+    "quiet": True,
+    "epochs": 10_000,
+}
 DATASETS = {
     "cifar10": {"image_size": 64, "batch_size": 64},
     "flowers5": {"image_size": 128, "batch_size": 32},

@@ -35,7 +35,7 @@ def train(source: Path, cache: str, epochs: int) -> list[dict[str, float]]:
     from vitrail.training import Run, read_metrics
 
     with tempfile.TemporaryDirectory() as folder:
-        run = vitrail.train(source, epochs=epochs, cache=cache, out=folder, quiet=True, **OPTIONS)
+        run = vitrail.train(source, epochs=epochs, cache=cache, out=folder, optimizer="adamw", quiet=True, **OPTIONS)
         rows = read_metrics(Run(run.path).metrics_path)
     return [{"wait_share": row.wait_share, "images_per_s": row.images_per_s} for row in rows]
 
