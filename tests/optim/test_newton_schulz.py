@@ -50,6 +50,30 @@ def test_the_result_is_near_the_polar_factor(monkeypatch, native, shape):
     assert singular.max() < 1.15
 
 
+@pytest.mark.parametrize(("native", "most"), [(True, 0.06), (False, 2e-5)], ids=["bf16", "fp32"])  # seen: 0.030, 3e-6
+@pytest.mark.parametrize("shape", [(2, 48, 48), (2, 32, 128), (2, 128, 32), (1, 330, 700)])
+@pytest.mark.parametrize("steps", [3, 4, 5])
+def test_steps_that_share_a_factor_do_what_each_does_to_a_singular_value(monkeypatch, native, most, shape, steps):
+    monkeypatch.setattr(newton_schulz, "has_native_bf16", lambda device: native)
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    values = 1 / torch.arange(1, min(shape[1:]) + 1, dtype=torch.float64)
+    result = orthogonalize((u @ torch.diag(values) @ v).float(), steps).double()
+    values = values / values.norm()
+    for a, b, c in COEFFICIENTS[steps]:
+        values = a * values + b * values**3 + c * values**5
+    exact = u @ torch.diag(values) @ v
+    assert (result - exact).norm() / exact.norm() < most
+
+
+@pytest.mark.parametrize("steps", sorted(COEFFICIENTS))
+def test_only_long_matrices_share_factors_and_no_step_is_left_out(steps):
+    square, long = newton_schulz._joined(steps, 1.5), newton_schulz._joined(steps, 4.0)
+    assert [len(joined) for joined in square] == [1] * steps
+    assert [len(joined) for joined in long] == {3: [1, 2], 4: [2, 2], 5: [1, 2, 2], 6: [1, 1, 2, 2]}[steps]
+    assert sum(long, ()) == COEFFICIENTS[steps] == sum(square, ())
+
+
 def test_a_stack_gives_what_each_matrix_gives_alone():
     torch.manual_seed(0)
     stack = torch.randn(4, 12, 20)
