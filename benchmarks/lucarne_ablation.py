@@ -149,7 +149,7 @@ def train(options: argparse.Namespace) -> None:
     keep_freed_memory()
     place = Place(torch.device("cpu"), choose_precision("auto", torch.device("cpu")))
     task = TASKS["cifar-mobile"]
-    data = load(task.data, options.data_root, place.device)
+    data = load(task, options.data_root, place.device)
     done = {(trial["arm"], trial["seed"]) for trial in read(options.out)["trials"]}
     for seed, arm in itertools.product(options.seeds, options.arms):
         if (arm, seed) in done:

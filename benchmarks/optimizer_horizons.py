@@ -18,6 +18,7 @@ factors of 1.2. Tasks are those of optimizer_tasks.py.
   shorter one does not. It starts where the seeds before it ended. Optimizers take turns from seed to seed.
 * fixed: trains arms for one length, to compare accuracy at equal steps; arms are the optimizers and the variants of
   Muon8 in ARMS, which have its tuned setting.
+* pretrain: trains a task with AdamW for --steps and saves the weights that another task starts from.
 * table: draws the tables from the trials. The smallest horizon is the one at which 4 of 5 seeds (80 %) were there.
   Ratios to AdamW are paired by seed: geometric mean with a 95 % bootstrap interval over the seeds.
 
@@ -27,6 +28,7 @@ the clock's and as the processor's time; on a machine that does other things the
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import statistics
@@ -48,9 +50,22 @@ OPTIMIZERS: dict[str, dict[str, tuple[float, float]]] = {
     "sgd": {"lr": (1e-2, 1.0), "weight_decay": (1e-5, 1e-3)},
     "muon": {"lr": (1e-3, 6e-2), "weight_decay": (0.005, 0.5)},
     "lion": {"lr": (3e-5, 2e-3), "weight_decay": (0.05, 5.0)},
+    "schedule-free": {"lr": (6e-4, 4e-2), "weight_decay": (0.005, 0.5)},
+    "adafactor": {"lr": (3e-3, 2e-1), "weight_decay": (5e-4, 5e-2)},
+    "muon8, finetune": {"lr": (3e-4, 3e-2), "weight_decay": (0.005, 0.5)},
+}
+COLOURS = {
+    "adamw": "#555555",
+    "muon8": "#c0392b",
+    "sgd": "#2980b9",
+    "muon": "#27ae60",
+    "lion": "#8e44ad",
+    "schedule-free": "#d68910",
+    "adafactor": "#16a085",
 }
 WARMUP = (0.02, 0.3)
 BASELINE = "adamw"
+PRETRAINING = {"lr": 2e-3, "weight_decay": 0.05, "warmup": 0.1}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in OPTIMIZERS},
     "adamw, beta2 0.99": ("adamw", {"betas": (0.9, 0.99)}),
@@ -64,6 +79,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "qkv as one matrix": ("muon8", {"qkv": "fused"}),
     "qkv by heads": ("muon8", {"qkv": "heads"}),
     "3 Newton-Schulz steps": ("muon8", {"newton_schulz_steps": 3}),
+    "4 Newton-Schulz steps": ("muon8", {"newton_schulz_steps": 4}),
     "6 Newton-Schulz steps": ("muon8", {"newton_schulz_steps": 6}),
     "head as a matrix": ("muon8", {"roles": {"head.weight": "matrix"}}),
     "patches by AdamW": ("muon8", {"roles": {"patch_embed.proj.weight": "vector"}}),
@@ -89,12 +105,25 @@ def horizon(place: int) -> int:
 
 
 class Trials:
-    """All trainings of a task that were done, a line of JSON each."""
+    """All trainings of a task that were done, a line of JSON each, after a line that tells where they were done.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: file that holds them.
+        precision: of those to come.
+    """
+
+    def __init__(self, path: Path, precision: str = "fp32") -> None:
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.all: list[dict] = [json.loads(line) for line in lines[1:]]
+        self.here = {"task": path.stem, "machine": machine(), "precision": precision}
+        self.places: list[dict] = []
+        # Each with "place": where it was done, as a number that is the same wherever times may be compared.
+        self.all: list[dict] = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            read = json.loads(line)
+            if "task" in read:
+                self.places.append(read)
+            else:
+                self.all.append({**read, "place": self.places.index(self.places[-1])})
 
     def find(self, **wanted: Any) -> list[dict]:
         """Return those with these values."""
@@ -103,14 +132,15 @@ class Trials:
     def add(self, trial: dict) -> dict:
         """Keep one more, in the file too, and return it."""
         trial = {key: round(value, 5) if isinstance(value, float) else value for key, value in trial.items()}
-        self.all.append(trial)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists():
-            self.path.write_text(json.dumps({"task": self.path.stem, "machine": machine()}) + "\n", encoding="utf-8")
         with self.path.open("a", encoding="utf-8") as file:
+            if not self.places or self.places[-1] != self.here:
+                self.places.append(self.here)
+                file.write(json.dumps(self.here) + "\n")
             file.write(json.dumps(trial) + "\n")
         print(trial, flush=True)
-        return trial
+        self.all.append({**trial, "place": self.places.index(self.here)})
+        return self.all[-1]
 
 
 def best(trials: Trials, optimizer_name: str) -> tuple[int, dict[str, float]] | None:
@@ -127,7 +157,7 @@ def best(trials: Trials, optimizer_name: str) -> tuple[int, dict[str, float]] | 
 class Study:
     """Trains what is missing of one task."""
 
-    def __init__(self, options: argparse.Namespace, trials: Trials) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         import torch
         from optimizer_tasks import TASKS, Place, load
 
@@ -138,9 +168,15 @@ class Study:
             torch.set_num_threads(options.threads)
         keep_freed_memory()
         device = torch.device(options.device)
-        self.options, self.trials, self.task = options, trials, TASKS[options.task]
+        self.options, self.task = options, TASKS[options.task]
+        if self.task.before is not None:
+            if options.weights is None:
+                raise SystemExit(f"Give --weights: what `pretrain --task {self.task.before}` saved.")
+            self.task = dataclasses.replace(self.task, weights=options.weights)
         self.place = Place(device, choose_precision(options.precision, device))
-        self.data = load(self.task.data, options.data_root, device)
+        precision = "bf16" if self.place.precision.dtype == torch.bfloat16 else "fp32"
+        self.trials = Trials(options.out / f"{options.task}.jsonl", precision)
+        self.data = load(self.task, options.data_root, device)
 
     def train(self, key: dict, optimizer_name: str, setting: dict, split: str) -> dict:
         """Do one training unless it was done."""
@@ -191,6 +227,15 @@ class Study:
 
                 starts[arm] = walk(reaches, starts[arm], self.options.last)
 
+    def pretrain(self) -> None:
+        """Train with AdamW and save the weights."""
+        from optimizer_tasks import accuracy, train
+        from safetensors.torch import save_file
+
+        model, _ = train(self.task, BASELINE, PRETRAINING, self.options.steps, 0, self.data, self.place)
+        save_file(model.state_dict(), self.options.weights)
+        print(f"test accuracy {accuracy(model, self.data['test'], self.place):.1%}")
+
     def fixed(self) -> None:
         """Train every arm and seed for the same number of steps."""
         for seed in self.options.seeds:
@@ -232,8 +277,14 @@ def smallest_horizon(trials: list[dict], target: float) -> int | None:
 
 
 def ratio(ours: dict[int, dict], theirs: dict[int, dict], key: str) -> tuple[float, float, float] | None:
-    """Return the geometric mean of ours / theirs over the seeds that both have, and its 95 % bootstrap interval."""
-    logs = np.array([math.log(ours[seed][key] / theirs[seed][key]) for seed in sorted(ours.keys() & theirs.keys())])
+    """Return the geometric mean of ours / theirs over the seeds that both have, and its 95 % bootstrap interval.
+
+    Times are compared where both were taken on the same machine in the same precision.
+    """
+    shared = sorted(ours.keys() & theirs.keys())
+    if key != "steps":
+        shared = [seed for seed in shared if ours[seed].get("place") == theirs[seed].get("place")]
+    logs = np.array([math.log(ours[seed][key] / theirs[seed][key]) for seed in shared])
     if len(logs) < 2:
         return None
     draws = np.random.default_rng(0).choice(logs, (10_000, len(logs))).mean(axis=1)
@@ -332,7 +383,7 @@ def plot(files: list[Path], targets: dict[str, float], picture: Path) -> None:
         axis.remove()
     for axis, path in zip(axes.flat, files, strict=False):
         trials = Trials(path)
-        for name, colour in zip(OPTIMIZERS, ("#555555", "#c0392b", "#2980b9", "#27ae60", "#8e44ad"), strict=True):
+        for name, colour in COLOURS.items():
             runs = trials.find(kind="run", arm=name)
             means = {
                 steps: statistics.mean(run["test"] for run in runs if run["steps"] == steps)
@@ -361,7 +412,7 @@ def main() -> None:
     """Do what is asked and missing, then print the tables."""
     folder = Path(__file__).parent / "results" / "optimizer_horizons"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tune", "search", "fixed", "table", "plot"])
+    parser.add_argument("what", choices=["tune", "search", "fixed", "pretrain", "table", "plot"])
     parser.add_argument("--task", help="default for table and plot: all that were begun")
     parser.add_argument("--data-root", type=Path, help="holds fashion_mnist and cifar10")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["adamw", "muon8", "sgd"])
@@ -371,7 +422,8 @@ def main() -> None:
         "--start", type=int, nargs="+", help="of each arm: place on the grid where the first seed begins"
     )
     parser.add_argument("--last", type=int, default=20, help="place on the grid after which an optimizer is given up")
-    parser.add_argument("--steps", type=int, help="of fixed")
+    parser.add_argument("--steps", type=int, help="of fixed and pretrain")
+    parser.add_argument("--weights", type=Path, help="where pretrain saves them, and where fashion-finetune finds them")
     parser.add_argument("--reference", choices=list(ARMS), default="muon8", help="of the table of equal steps")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto")
@@ -390,10 +442,9 @@ def main() -> None:
             parser.error(f"give --data-root, and --task as one of {', '.join(TASKS)}")
         files = [options.out / f"{options.task}.jsonl"]
         options.start = options.start or [8] * len(options.arms)
-        study = Study(options, Trials(files[0]))
-        {"tune": study.tune, "search": lambda: study.search(targets[options.task]), "fixed": study.fixed}[
-            options.what
-        ]()
+        study = Study(options)
+        work = {"tune": study.tune, "fixed": study.fixed, "pretrain": study.pretrain}
+        work.get(options.what, lambda: study.search(targets[options.task]))()
     if options.what == "plot":
         plot(files, targets, options.picture or options.out / "horizons.png")
         return

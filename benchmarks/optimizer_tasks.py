@@ -9,7 +9,7 @@ import gzip
 import io
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import vitrail
@@ -26,7 +27,6 @@ from vitrail.models.vit import VisionTransformer, VitOptions, VitShape
 from vitrail.optim import Muon8, create_optimizer, warmup_cosine
 from vitrail.runtime.precision import Precision
 
-CLASSES = 10
 UNTIMED_STEPS = 20
 NUM_VALIDATION = 5000
 NANO = VitShape(dim=64, depth=4, heads=4, mlp_ratio=4.0)
@@ -49,15 +49,34 @@ class Task:
     """Whether the augmentation is the strong one."""
     tune_steps: tuple[int, ...] = (200, 600)
     """Lengths of the trials: all settings are tried at the first, the best third of them at the second, and so on."""
+    classes: tuple[int, ...] = tuple(range(10))
+    """Labels of the data set that take part."""
+    num_train: int | None = None
+    """Images to learn from, the first of them; None for all."""
+    before: str | None = None
+    """The task whose trained weights it starts from, apart from the classifier's."""
+    weights: Path | None = None
+    """File that holds those weights."""
 
 
 TASKS = {
     "fashion": Task("fashion_mnist", target=0.80, patch=7, tune_steps=(150, 450, 1200)),
     "fashion-b512": Task("fashion_mnist", target=0.80, patch=7, batch=512, tune_steps=(100, 300)),
     "cifar": Task("cifar10", target=0.45, batch=64),
-    "cifar-strong": Task("cifar10", target=0.45, batch=64, strong=True),
+    "cifar-strong": Task("cifar10", target=0.40, batch=64, strong=True),
     "cifar-mobile": Task("cifar10", target=0.55, model="lucarne_xs", batch=64),
+    "fashion-half": Task("fashion_mnist", target=0.80, patch=7, classes=(0, 1, 2, 3, 4)),
+    "fashion-few": Task(
+        "fashion_mnist",
+        target=0.80,
+        patch=7,
+        batch=64,
+        tune_steps=(60, 200),
+        classes=(5, 6, 7, 8, 9),
+        num_train=1000,
+    ),
 }
+TASKS["fashion-finetune"] = replace(TASKS["fashion-few"], before="fashion-half")
 
 
 @dataclass(frozen=True)
@@ -80,20 +99,29 @@ class Place:
     precision: Precision
 
 
-def load(name: str, folder: Path, device: torch.device) -> dict[str, Images]:
-    """Return the images of "train", "val" (the same 5,000 of the training images every time) and "test".
+def load(task: Task, folder: Path, device: torch.device) -> dict[str, Images]:
+    """Return the images of "train", "val" (the same of the training images every time, a tenth or so) and "test".
 
     Args:
-        name: fashion_mnist, whose folder holds the four idx.gz files, or cifar10, with cifar10_jpeg.npz.
-        folder: holds a folder of that name.
+        task: says which data set, which of its classes, and how many images to learn from.
+        folder: holds a folder fashion_mnist with the four idx.gz files, or cifar10 with cifar10_jpeg.npz.
         device: where they are put.
     """
-    read = _read_idx if name == "fashion_mnist" else _read_jpeg
-    pixels, labels = (torch.from_numpy(values) for values in read(folder / name, "train"))
+    read = _read_idx if task.data == "fashion_mnist" else _read_jpeg
+    pixels, labels = (torch.from_numpy(values) for values in read(folder / task.data, "train"))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    test = tuple(torch.from_numpy(values) for values in read(folder / name, "test"))
-    parts = {split: (pixels[rows], labels[rows]) for split, rows in _held_out(order)} | {"test": test}
+    parts = {split: (pixels[rows], labels[rows]) for split, rows in _held_out(order)}
+    parts["test"] = tuple(torch.from_numpy(values) for values in read(folder / task.data, "test"))
+    parts = {split: _of_classes(*part, task.classes) for split, part in parts.items()}
+    parts["train"] = tuple(values[: task.num_train] for values in parts["train"])
     return {split: Images(*(values.to(device) for values in part)) for split, part in parts.items()}
+
+
+def _of_classes(pixels: Tensor, labels: Tensor, classes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return the images of some classes, which are numbered anew from 0."""
+    is_one = labels[:, None] == torch.tensor(classes)
+    chosen = is_one.any(dim=1)
+    return pixels[chosen], is_one[chosen].int().argmax(dim=1)
 
 
 def _held_out(order: Tensor) -> list[tuple[str, Tensor]]:
@@ -119,12 +147,17 @@ def _read_jpeg(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_model(task: Task, images: Images) -> nn.Module:
-    """Return the task's model with fresh weights."""
+    """Return the task's model with fresh weights, or with those that it starts from and a fresh classifier."""
     _, channels, side, _ = images.pixels.shape
+    options = {"num_classes": len(task.classes), "image_size": side, "in_channels": channels}
     if task.model != "vit":
-        return vitrail.create_model(task.model, num_classes=CLASSES, image_size=side, in_channels=channels)
-    shape = {"image_size": side, "in_channels": channels, "patch_size": task.patch}
-    return VisionTransformer(NANO, VitOptions(num_classes=CLASSES, pool="mean", class_token=False, **shape))
+        return vitrail.create_model(task.model, **options)
+    model = VisionTransformer(NANO, VitOptions(patch_size=task.patch, pool="mean", class_token=False, **options))
+    if task.weights is not None:
+        found = {name: value for name, value in load_file(task.weights).items() if not name.startswith("head.")}
+        missing = model.load_state_dict(found, strict=False).missing_keys
+        assert all(name.startswith("head.") for name in missing), missing
+    return model
 
 
 def batch_at(task: Task, images: Images, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -137,9 +170,9 @@ def batch_at(task: Task, images: Images, seed: int, step: int) -> tuple[Tensor, 
     pixels = torch.where(flipped.to(device)[:, None, None, None], pixels.flip(-1), pixels)
     pixels = _shift(pixels, pixels.shape[-1] // 8, generator)
     if not task.strong:
-        return pixels, F.one_hot(labels, CLASSES).float()
+        return pixels, F.one_hot(labels, len(task.classes)).float()
     pixels = _erase(pixels, generator)
-    return pixels, mix(pixels, F.one_hot(labels, CLASSES), MIXED, seed=seed, epoch=0, batch=step)
+    return pixels, mix(pixels, F.one_hot(labels, len(task.classes)), MIXED, seed=seed, epoch=0, batch=step)
 
 
 def _shift(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
@@ -167,8 +200,15 @@ def _erase(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def make_optimizer(name: str, model: nn.Module, setting: dict) -> torch.optim.Optimizer:
-    """Return the optimizer called ``name`` with a setting; roles may be given for "every convolution" or the like."""
-    options = {key: value for key, value in setting.items() if key != "warmup"}
+    """Return an optimizer with a setting; roles may be given for "every convolution" or the like.
+
+    Args:
+        name: one of `vitrail.optim.OPTIMIZERS`, where it has modes also with one of them: "muon8, finetune".
+        model: to train.
+        setting: options of the optimizer; "warmup" is left out.
+    """
+    name, _, mode = name.partition(", ")
+    options = {key: value for key, value in setting.items() if key != "warmup"} | ({"mode": mode} if mode else {})
     if "roles" in options:
         options["roles"] = _by_name(options["roles"], model)
     return create_optimizer(model, name, **options)
@@ -195,23 +235,29 @@ def fit(
 ) -> dict[str, float]:
     """Train a model in place; return its last losses' mean and the time of its steps.
 
+    The rate falls along a cosine to 0 at the last step; of an optimizer that averages its steps it stays, and the model
+    is left with the average.
+
     Args:
         model: with fresh weights, on the device.
         task: what is trained.
         optimizer_name: one of `vitrail.optim.OPTIMIZERS`.
         setting: lr, weight_decay, warmup (share of the steps), and any further options of the optimizer.
-        steps: length of the training, more than `UNTIMED_STEPS`. The rate falls along a cosine to 0 just there.
+        steps: length of the training, more than `UNTIMED_STEPS`.
         seed: of order and augmentation.
         images: to learn from.
         place: where it computes.
     """
     optimizer = make_optimizer(optimizer_name, model, setting)
+    averages = hasattr(optimizer, "eval")
     clock, losses = [0.0, 0.0], []
     for step in range(steps):
         pixels, targets = batch_at(task, images, seed, step)
         before = _now(place.device)
         for group in optimizer.param_groups:
-            group["lr"] = setting["lr"] * warmup_cosine((step + 0.5) / steps, setting["warmup"])
+            group["lr"] = setting["lr"] * warmup_cosine(
+                (step + 0.5) / steps, setting["warmup"], final=1.0 if averages else 0.0
+            )
         with place.precision.autocast():
             logits = model(pixels)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=0.1)
@@ -225,6 +271,8 @@ def fit(
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 break
+    if averages:
+        optimizer.eval()
     share = steps / max(1, steps - UNTIMED_STEPS)
     last = losses[-max(1, steps // 10) :]
     return {"loss": sum(last) / len(last), "wall_s": clock[0] * share, "process_s": clock[1] * share}

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
+from vitrail.runtime.precision import Precision
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 
@@ -62,6 +65,22 @@ def test_a_ratio_is_paired_by_seed(horizons):
     assert low < middle < high
 
 
+def test_times_are_compared_only_where_both_were_taken_in_the_same_place(horizons, tmp_path):
+    trials = horizons.Trials(tmp_path / "task.jsonl", "bf16")
+    for seed in range(4):
+        trials.add({"kind": "run", "arm": "adamw", **run(seed, 100, 0.9, process_s=10.0)})
+    trials.add({"kind": "run", "arm": "muon8", **run(0, 50, 0.9, process_s=8.0)})
+    trials.add({"kind": "run", "arm": "muon8", **run(1, 50, 0.9, process_s=8.0)})
+    elsewhere = horizons.Trials(tmp_path / "task.jsonl", "fp32")
+    elsewhere.add({"kind": "run", "arm": "muon8", **run(2, 50, 0.9, process_s=99.0)})
+    again = horizons.Trials(tmp_path / "task.jsonl", "bf16")
+    assert again.all == elsewhere.all
+    again.add({"kind": "run", "arm": "muon8", **run(3, 50, 0.9, process_s=8.0)})
+    hits = [horizons.first_hits(again.find(arm=arm), 0.8) for arm in ("muon8", "adamw")]
+    assert horizons.ratio(*hits, "process_s") == pytest.approx((0.8, 0.8, 0.8))
+    assert horizons.ratio(*hits, "steps") == pytest.approx((0.5, 0.5, 0.5))
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon8", "sgd"])
 def test_settings_lie_in_their_ranges_and_more_of_them_go_on_with_the_same(horizons, name):
     few, many = horizons.points(name, 4), horizons.points(name, 9)
@@ -104,6 +123,36 @@ def test_images_of_a_step_depend_on_seed_and_step_alone(tasks, strong):
     assert not torch.equal(first, tasks.batch_at(task, images, seed=3, step=8)[0])
     assert not torch.equal(first, tasks.batch_at(task, images, seed=4, step=7)[0])
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(8))
+
+
+def test_a_task_may_have_some_of_the_classes_and_start_from_weights_of_others(tasks, tmp_path):
+    pixels = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 32, 32)
+    pixels, labels = tasks._of_classes(pixels, torch.tensor([3, 9, 5, 9, 0, 3]), classes=(9, 3))
+    assert pixels[:, 0, 0, 0].tolist() == [0, 1, 3, 5]
+    assert labels.tolist() == [1, 0, 0, 1]
+    images = tasks.Images(pixels, labels)
+    before = tasks.make_model(tasks.Task("cifar10", target=0.5, classes=(1, 2, 4)), images)
+    save_file(before.state_dict(), tmp_path / "before.safetensors")
+    task = tasks.Task("cifar10", target=0.5, classes=(9, 3), weights=tmp_path / "before.safetensors")
+    model = tasks.make_model(task, images)
+    assert model.head.out_features == 2
+    theirs = dict(before.named_parameters())
+    assert all(torch.equal(own, theirs[name]) for name, own in model.named_parameters() if not name.startswith("head."))
+
+
+def test_an_optimizer_that_averages_keeps_its_rate_and_leaves_the_average(tasks, monkeypatch):
+    made = []
+    make = tasks.make_optimizer
+    monkeypatch.setattr(tasks, "make_optimizer", lambda *given: made.append(make(*given)) or made[-1])
+    images = tasks.Images(torch.randint(256, (20, 3, 8, 8)).byte(), torch.arange(20) % 10)
+    task = tasks.Task("cifar10", target=0.5, batch=4)
+    place = tasks.Place(torch.device("cpu"), Precision(torch.float32, "cpu", ""))
+    setting = {"lr": 1e-3, "weight_decay": 0.05, "warmup": 0.2}
+    for name in ("schedule-free", "adamw"):
+        tasks.train(task, name, setting, 25, 0, {"train": images}, place)
+    assert made[0].param_groups[0]["lr"] == 1e-3
+    assert not made[0].param_groups[0]["train_mode"]
+    assert made[1].param_groups[0]["lr"] < 1e-5
 
 
 def test_every_arm_is_an_optimizer_that_can_be_made(horizons, tasks):
