@@ -8,7 +8,7 @@
   warm-up, a decay of 0.05 and a cosine to zero, and judges by the validation images held out of the training. Updates
   of Muon8 have the RMS of AdamW's, so their largest singular value grows with the square root of the width; where that
   value is what a network bears, the best rate falls with it. `vitrail.optim.default_lr` is chosen by this.
-* find: does the sweep of `vitrail train --lr find` and compares its suggestion with the best rates of
+* find: does the sweep of `vitrail train --lr find` with two seeds and compares its suggestions with the best rates of
   optimizer_horizons.py, which tried twelve settings of each optimizer at growing lengths.
 * defaults: `vitrail train digits` with a ViT of width 128, twelve epochs, and everything else as it is by default, for
   each optimizer; accuracy on the test images.
@@ -22,6 +22,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import optimizer_horizons as horizons
@@ -41,6 +42,7 @@ from vitrail.training.sweep import SPAN, SweepPlan, sweep_rates
 NAME = "optimizer_rates"
 RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
 SEED = 99
+SWEEP_SEEDS = (99, 7)
 DEFAULTS = {"model": "vit_micro_patch4", "image_size": 16, "epochs": 12, "batch_size": 64}
 DEFAULTS |= {"device": "cpu", "workers": 1, "quiet": True}
 
@@ -59,6 +61,7 @@ class Learning:
 
     task: tasks.Task
     data: tasks.Images
+    seed: int
 
     def __len__(self) -> int:
         """Return more batches than a sweep has steps."""
@@ -67,7 +70,7 @@ class Learning:
     def epoch(self, _: int, start_batch: int = 0) -> Iterator[Batch]:
         """Return the batches."""
         for step in range(start_batch, len(self)):
-            yield Batch(*tasks.batch_at(self.task, self.data, SEED, step))
+            yield Batch(*tasks.batch_at(self.task, self.data, self.seed, step))
 
     def network(self, model: nn.Module) -> nn.Module:
         """Return the model as it is."""
@@ -85,7 +88,7 @@ class Learning:
 def train_widths(options: argparse.Namespace, results: dict, place: tasks.Place) -> None:
     """Train what is missing."""
     task = tasks.TASKS["fashion"]
-    data = tasks.load(task.data, options.data_root, place.device)
+    data = tasks.load(task, options.data_root, place.device)
     for width in options.widths:
         tasks.NANO = replace(tasks.NANO, dim=width)
         for rate in options.rates:
@@ -103,19 +106,19 @@ def find(options: argparse.Namespace, results: dict, place: tasks.Place) -> None
     """Do the sweeps that are missing."""
     for name in options.tasks:
         task = tasks.TASKS[name]
-        data = tasks.load(task.data, options.data_root, place.device)["train"]
-        for optimizer in options.optimizers:
-            if any((trial["task"], trial["optimizer"]) == (name, optimizer) for trial in results["find"]):
+        data = tasks.load(task, options.data_root, place.device)["train"]
+        for optimizer, seed in product(options.optimizers, SWEEP_SEEDS):
+            key = {"task": name, "optimizer": optimizer, "seed": seed}
+            if any(key.items() <= trial.items() for trial in results["find"]):
                 continue
-            torch.manual_seed(SEED)
+            torch.manual_seed(seed)
             model, entry = tasks.make_model(task, data).to(place.device), OPTIMIZERS[optimizer]
             highest = default_lr(optimizer, task.batch, False, tasks.NANO.dim) * math.sqrt(SPAN)
             setting = {"lr": highest, "weight_decay": entry.weight_decay}
             state = TrainState(model=model, optimizer=tasks.make_optimizer(optimizer, model, setting))
-            learning = Learning(task, data)
+            learning = Learning(task, data, seed)
             seen = sweep_rates(state, learning, learning, SweepPlan(time_budget_s=None, epochs=1), place.precision)
-            trial = {"task": name, "optimizer": optimizer, "suggestion": seen.suggestion, "steps": len(seen.rates)}
-            results["find"].append(trial)
+            results["find"].append({**key, "suggestion": seen.suggestion, "steps": len(seen.rates)})
             save(options.out, NAME, results)
 
 
@@ -157,12 +160,13 @@ def widths_table(trials: list[dict]) -> str:
 def find_table(found: list[dict], folder: Path) -> str:
     """Return a Markdown table: the suggestion beside the rate that a search found."""
     lines = ["| task | optimizer | `--lr find` | best of the search | default |", "|---|---|---|---|---|"]
-    for trial in found:
-        trials = horizons.Trials(folder / "optimizer_horizons" / f"{trial['task']}.jsonl")
-        chosen = horizons.best(trials, trial["optimizer"])
+    for task, optimizer in dict.fromkeys((trial["task"], trial["optimizer"]) for trial in found):
+        own = [trial["suggestion"] for trial in found if (trial["task"], trial["optimizer"]) == (task, optimizer)]
+        chosen = horizons.best(horizons.Trials(folder / "optimizer_horizons" / f"{task}.jsonl"), optimizer)
         best = "" if chosen is None else f"{chosen[1]['lr']:.2g}"
-        default = default_lr(trial["optimizer"], tasks.TASKS[trial["task"]].batch, False, tasks.NANO.dim)
-        lines.append(f"| {trial['task']} | {trial['optimizer']} | {trial['suggestion']:.2g} | {best} | {default:.2g} |")
+        default = default_lr(optimizer, tasks.TASKS[task].batch, False, tasks.NANO.dim)
+        suggested = ", ".join("none" if each is None else f"{each:.2g}" for each in own)
+        lines.append(f"| {task} | {optimizer} | {suggested} | {best} | {default:.2g} |")
     return "\n".join(lines)
 
 
@@ -175,7 +179,7 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES))
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--optimizers", nargs="+", default=["adamw", "muon8", "sgd"])
-    parser.add_argument("--tasks", nargs="+", default=["fashion", "cifar"])
+    parser.add_argument("--tasks", nargs="+", default=["fashion", "cifar", "fashion-few"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")

@@ -114,7 +114,7 @@ class TrainConfig(DataConfig):
     """adamw, sgd, muon8, muon (torch's own), lion, adafactor or schedule-free (which needs the extra schedulefree).
     "auto": muon8 for a ViT from random weights, adamw for other models and with `pretrained`."""
     lr: float | Literal["find"] | None = None
-    """Highest learning rate; or "find": a quarter of the highest at which the loss stays low in a sweep of a hundred
+    """Highest learning rate; or "find": a fifteenth of the highest that the loss bears in a sweep of a hundred
     steps over rising rates. Default: by the optimizer and the batch size; a tenth of it with `pretrained`."""
     weight_decay: float | None = None
     """Weight decay of matrices and convolutions; vectors, norms and positions have none. Default: by the optimizer."""

@@ -5,10 +5,14 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from vitrail.reports import plots
 from vitrail.reports.html import environment
 from vitrail.runtime.files import write_json, write_text
+
+_HIGHEST_SHOWN: Final = 1.1
+"""Of the first loss; higher ones are drawn as if they were that high."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +44,11 @@ def write_sweep_page(path: Path, page: SweepPage) -> Path:
 def render_sweep_page(page: SweepPage) -> str:
     """Return the page as HTML."""
     places = [math.log10(rate) for rate in page.rates]
+    # What comes after is of no interest but that it is high; drawn whole, it would flatten the fall before it.
+    highest = _HIGHEST_SHOWN * page.smooth[0]
     series = [
-        plots.Series("each batch", "c3", places, page.losses),
-        plots.Series("smoothed", "c1", places, page.smooth),
+        plots.Series("each batch", "c3", places, [min(loss, highest) for loss in page.losses]),
+        plots.Series("smoothed", "c1", places, [min(loss, highest) for loss in page.smooth]),
     ]
     mark = None if page.suggestion is None else math.log10(page.suggestion)
     chart = plots.line_chart("Loss over the learning rate", series, mark=mark, x_labels=_decades(places))

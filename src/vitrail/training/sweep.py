@@ -21,12 +21,14 @@ _LONGEST_S: Final = 60.0
 _DIVERGED: Final = 1.5
 _FIRST_STEPS: Final = 5
 # Steps over which the losses of the sweep are averaged, before and after each: batches differ by more than steps do.
-_SMOOTHED_STEPS: Final = 3.0
-# At the highest rate that keeps most of what the loss has fallen, rates begin to be too high even for a few steps; a
-# whole training bears about a quarter of it. Where the loss is smallest or falls fastest says less, for it may change
-# little over a decade of rates (benchmarks/optimizer_rates.py compares with a search).
-_KEPT: Final = 0.8
-_SHARE: Final = 0.25
+_SMOOTHED_STEPS: Final = 5.0
+# At the highest rate that leaves the loss about where it began, rates begin to be too high even for a few steps; a
+# whole training bears a small share of it. Where the loss is smallest or falls fastest, or how much of its fall is
+# kept, says less: it may hardly fall, or change little over a decade of rates, and then the noise of the batches
+# decides. The numbers were fitted to ViTs with AdamW and Muon8: suggestions then lie within a factor of four of the
+# best rate of a search (benchmarks/optimizer_rates.py).
+_BORNE: Final = 1.05
+_SHARE: Final = 1 / 15
 # Of the first loss: a smaller fall may be chance.
 _SMALLEST_FALL: Final = 0.01
 
@@ -62,7 +64,8 @@ class Sweep:
     smooth: tuple[float, ...]
     """Averaged over the neighbouring steps."""
     suggestion: float | None
-    """A quarter of the highest rate at which the smooth loss keeps 80 % of its fall; None where it does not fall."""
+    """A fifteenth of the highest rate at which the smooth loss is at most 5 % above its start; None where it does not
+    fall."""
 
 
 def sweep_rates(
@@ -99,7 +102,7 @@ def sweep_rates(
 
 
 def smoothed(losses: Sequence[float]) -> NDArray[np.float64]:
-    """Return the losses averaged over their neighbours, with a Gaussian three steps wide."""
+    """Return the losses averaged over their neighbours, with a Gaussian five steps wide."""
     places = np.arange(len(losses))
     weights = np.exp(-0.5 * ((places[:, None] - places) / _SMOOTHED_STEPS) ** 2)
     mean: NDArray[np.float64] = weights @ np.asarray(losses, dtype=np.float64) / weights.sum(axis=1)
@@ -113,5 +116,5 @@ def _suggestion(rates: Sequence[float], smooth: NDArray[np.float64]) -> float | 
     fall = smooth[0] - smooth.min()
     if fall < _SMALLEST_FALL * smooth[0]:
         return None
-    low = np.flatnonzero(smooth <= smooth[0] - _KEPT * fall)
-    return float(f"{_SHARE * rates[int(low[-1])]:.2g}")
+    borne = np.flatnonzero(smooth <= _BORNE * smooth[0])
+    return float(f"{_SHARE * rates[int(borne[-1])]:.2g}")

@@ -63,6 +63,9 @@ def describe(config: TrainConfig, model: Model, sweep: Sweep | None) -> list[str
         return []
     default = plan.default_rate(config, model, config.batch_size or 1)
     if sweep.suggestion is None:
-        return [f"The loss fell at no rate of a sweep; the learning rate is the default, {default:.2g}."]
-    told = f"The learning rate is {config.lr:.2g}, a quarter of the highest at which the loss stayed low in a sweep"
+        steps = len(sweep.rates)
+        return [
+            f"The loss fell at no rate of a sweep of {steps} steps; the learning rate is the default, {default:.2g}."
+        ]
+    told = f"The learning rate is {config.lr:.2g}, a fifteenth of the highest that the loss bore in a sweep"
     return [f"{told}; the default is {default:.2g}. The curve is in rates.html."]
