@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from views import refusal
 
 from vitrail.config import DataConfig
 from vitrail.data import Dataset, open_dataset, open_evaluation_set, open_manifest
 from vitrail.data.sources import open_source
-from vitrail.errors import DataError
 
 NUM = 30
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -57,13 +57,6 @@ def labels(dataset: Dataset) -> dict[str, str]:
 def saved(path: Path, *, compressed: bool = False, **arrays: Any) -> Path:
     (np.savez_compressed if compressed else np.savez)(path, **{name: np.asarray(a) for name, a in arrays.items()})
     return path
-
-
-def refusal(source: Path) -> str:
-    with pytest.raises(DataError) as caught:
-        open_dataset(source)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(

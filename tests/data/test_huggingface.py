@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from views import labels, refusal, sizes
 
 from vitrail.config import DataConfig, SourceConfig
-from vitrail.data import Dataset, open_dataset, open_evaluation_set, open_manifest
+from vitrail.data import open_dataset, open_evaluation_set, open_manifest
 from vitrail.data.images import decode_bytes
 from vitrail.data.sources import huggingface, open_source
-from vitrail.errors import ConfigError, DataError, MissingExtraError, VitrailError
+from vitrail.errors import ConfigError, DataError, MissingExtraError
 
 NUM = 24
 datasets = pytest.importorskip("datasets")
@@ -64,25 +65,6 @@ def make(rows: Sequence[int] = range(NUM), *, files: Sequence[Any] = FILES, labe
 def saved(folder: Path, dataset: Any = None, **parts: Any) -> Path:
     (datasets.DatasetDict(parts) if parts else make() if dataset is None else dataset).save_to_disk(folder)
     return folder
-
-
-def labels(dataset: Dataset) -> dict[str, str]:
-    return {
-        path: dataset.classes[label]
-        for split in dataset.splits.values()
-        for path, label in zip(split.paths, split.labels, strict=True)
-    }
-
-
-def sizes(dataset: Dataset) -> dict[str, int]:
-    return {name: len(split) for name, split in dataset.splits.items()}
-
-
-def refusal(source: str | Path, config: DataConfig | None = None) -> str:
-    with pytest.raises(VitrailError) as caught:
-        open_dataset(source, config)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def as_parquet(folder: Path) -> str:

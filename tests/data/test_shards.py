@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from views import labels, refusal, sizes
 
 from vitrail.config import DataConfig, Preprocess, SourceConfig
 from vitrail.data import Dataset, TrainLoader, augment_policy, open_dataset, open_evaluation_set, open_manifest
@@ -20,7 +21,7 @@ from vitrail.data.images import decode_bytes
 from vitrail.data.sources import open_source, tarindex
 from vitrail.data.sources.shards import expand
 from vitrail.data.sources.tarindex import read_index
-from vitrail.errors import ConfigError, DataError, VitrailError
+from vitrail.errors import ConfigError, DataError
 
 NUM = 24
 
@@ -68,25 +69,6 @@ def folder(tmp_path: Path) -> Path:
 
 def one(tmp_path: Path, more: Callable[[int], dict[str, str]]) -> Path:
     return write_tar(tmp_path / "one.tar", samples(range(NUM), more))
-
-
-def labels(dataset: Dataset) -> dict[str, str]:
-    return {
-        path: dataset.classes[label]
-        for split in dataset.splits.values()
-        for path, label in zip(split.paths, split.labels, strict=True)
-    }
-
-
-def sizes(dataset: Dataset) -> dict[str, int]:
-    return {name: len(split) for name, split in dataset.splits.items()}
-
-
-def refusal(source: str | Path, config: DataConfig | None = None) -> str:
-    with pytest.raises(VitrailError) as caught:
-        open_dataset(source, config)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def pixels(dataset: Dataset, path: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from views import refusal
 
 import vitrail
 from vitrail.config import DataConfig, SourceConfig
@@ -51,12 +52,6 @@ def labels_by_path(dataset: Dataset) -> dict[str, str]:
 
 def splits_by_path(dataset: Dataset) -> dict[str, str]:
     return {path: name for name, split in dataset.splits.items() for path in split.paths}
-
-
-def refusal(source: Path, config: DataConfig | None = None) -> str:
-    with pytest.raises((DataError, ConfigError)) as caught:
-        open_dataset(source, config)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
