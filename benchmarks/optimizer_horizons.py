@@ -399,7 +399,7 @@ def plot(files: list[Path], targets: dict[str, float], picture: Path) -> None:
         axis.set(title=path.stem, xlabel="steps of the whole training", ylabel="test accuracy, %", xscale="log")
         lengths = [run["steps"] for run in trials.find(kind="run")]
         ticks = [
-            steps for steps in (150, 200, 300, 400, 500, 700, 1000, 2000, 4000) if min(lengths) <= steps <= max(lengths)
+            steps for steps in (150, 200, 300, 450, 700, 1000, 2000, 4000) if min(lengths) <= steps <= max(lengths)
         ]
         axis.set_xticks(ticks, [str(steps) for steps in ticks])
         axis.minorticks_off()

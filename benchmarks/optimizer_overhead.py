@@ -5,11 +5,11 @@
 Every round trains one step of the setup's model on random images and then lets every optimizer take its step with the
 same gradients, each on weights and states of its own, in an order that turns. Overhead: what an optimizer's step takes
 longer than fused AdamW's, as a share of the whole training step with fused AdamW. Orthogonalising costs about
-4.2 * width / (images * tokens) of the model's own operations, so images * tokens / width tells how much to expect.
+3.6 * width / (images * tokens) of the model's own operations, so images * tokens / width tells how much to expect.
 
 On a CPU the clock is the processor's time of this process, which other work beside it changes little; so take one
 thread. On a GPU (--device cuda) it is time by the clock, read after the device is done. A setup that was measured
-before keeps its place in the results until it is measured anew.
+before keeps its place in the results, with its machine, until it is measured anew.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from alternate import save
+from alternate import machine, save
 from torch import nn
 
 import vitrail
@@ -124,8 +124,8 @@ def table(results: dict) -> str:
     """Return a Markdown table: what each optimizer adds, median [lowest, highest]."""
     labels = list(OPTIMIZERS)[1:]
     lines = [
-        f"| setup | precision | images x tokens / width | with AdamW, s | {' | '.join(labels)} |",
-        f"|---|---|---|---|{'---|' * len(labels)}",
+        f"| setup | processor | precision | images x tokens / width | with AdamW, s | {' | '.join(labels)} |",
+        f"|---|---|---|---|---|{'---|' * len(labels)}",
     ]
     for found in results.values():
         turns = found["rounds"]
@@ -137,7 +137,8 @@ def table(results: dict) -> str:
         tokens = found["images_tokens_per_width"]
         what = f"{found['model']}, {found['image_size']} px, batch {found['batch']}, {found['device']}"
         ratio = "" if tokens is None else f"{tokens:.0f}"
-        lines.append(f"| {what} | {found['precision']} | {ratio} | {whole:.3g} | {' | '.join(cells)} |")
+        processor = f"{found['on']['cpu']}, {found['on']['matrix_instructions'][-1]}"
+        lines.append(f"| {what} | {processor} | {found['precision']} | {ratio} | {whole:.3g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -162,8 +163,9 @@ def main() -> None:
             turns, tokens = measure(SETUPS[name], chosen, device, options.rounds)
             setup = {key: getattr(SETUPS[name], key) for key in ("model", "image_size", "batch")}
             about = {"precision": precision, "device": device.type, "images_tokens_per_width": tokens}
+            about |= {"on": machine(), "threads": options.threads}
             results[f"{name}, {precision}, {device.type}"] = {**setup, **about, "rounds": turns}
-            save(options.out, NAME, {"threads": options.threads, "results": results})
+            save(options.out, NAME, {"results": results})
             print(f"{name}, {precision}", flush=True)
     print(table(results))
 
