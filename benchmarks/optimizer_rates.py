@@ -29,7 +29,7 @@ import optimizer_horizons as horizons
 import optimizer_tasks as tasks
 import torch
 import torch.nn.functional as F
-from alternate import save
+from alternate import machine, save
 from torch import Tensor, nn
 
 import vitrail
@@ -98,7 +98,7 @@ def train_widths(options: argparse.Namespace, results: dict, place: tasks.Place)
             setting = {"lr": rate, "weight_decay": 0.05, "warmup": 0.1}
             model, outcome = tasks.train(task, "muon8", setting, options.steps, SEED, data, place)
             score = round(tasks.accuracy(model, data["val"], place), 4)
-            results["widths"].append({**key, "val": score, "loss": round(outcome["loss"], 4)})
+            results["widths"].append({**key, "val": score, "loss": round(outcome["loss"], 4), "on": machine()})
             save(options.out, NAME, results)
 
 
@@ -118,7 +118,7 @@ def find(options: argparse.Namespace, results: dict, place: tasks.Place) -> None
             state = TrainState(model=model, optimizer=tasks.make_optimizer(optimizer, model, setting))
             learning = Learning(task, data, seed)
             seen = sweep_rates(state, learning, learning, SweepPlan(time_budget_s=None, epochs=1), place.precision)
-            results["find"].append({**key, "suggestion": seen.suggestion, "steps": len(seen.rates)})
+            results["find"].append({**key, "suggestion": seen.suggestion, "steps": len(seen.rates), "on": machine()})
             save(options.out, NAME, results)
 
 
@@ -132,7 +132,7 @@ def train_defaults(options: argparse.Namespace, results: dict) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 run = vitrail.train("digits", **DEFAULTS, optimizer=optimizer, seed=seed, out=folder)
                 lr = json.loads((run.path / "config.json").read_text(encoding="utf-8"))["lr"]
-            results["defaults"].append({**key, "lr": lr, "test": run.metrics["test"].accuracy.value})
+            results["defaults"].append({**key, "lr": lr, "test": run.metrics["test"].accuracy.value, "on": machine()})
             save(options.out, NAME, results)
 
 

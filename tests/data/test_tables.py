@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from views import refusal
+from views import labels, refusal
 
 import vitrail
 from vitrail.config import DataConfig, SourceConfig
@@ -42,14 +42,6 @@ def rows() -> list[tuple[str, str]]:
     return [(f"photos/{number:02}.png", "ab"[number % 2]) for number in range(NUM)]
 
 
-def labels_by_path(dataset: Dataset) -> dict[str, str]:
-    return {
-        path: dataset.classes[label]
-        for split in dataset.splits.values()
-        for path, label in zip(split.paths, split.labels, strict=True)
-    }
-
-
 def splits_by_path(dataset: Dataset) -> dict[str, str]:
     return {path: name for name, split in dataset.splits.items() for path in split.paths}
 
@@ -67,7 +59,7 @@ def test_a_table_is_divided_like_a_folder_of_the_same_paths(
     photos: Path, rows: list[tuple[str, str]], header: tuple[str, str], separator: str, name: str
 ) -> None:
     dataset = open_dataset(write_csv(photos / name, header, rows, separator))
-    assert labels_by_path(dataset) == dict(rows)
+    assert labels(dataset) == dict(rows)
     assert (dataset.name, dataset.classes) == ("t", ("a", "b"))
     for path, label in rows:
         target = photos / "tree" / label / Path(path).name
@@ -86,7 +78,7 @@ def test_columns_are_chosen_by_flags_and_the_paths_by_the_root(photos: Path, row
         [(number, "x", "x", label, Path(path).name) for number, (path, label) in enumerate(rows)],
     )
     config = DataConfig(path_column="where", label_column="species", root=str(photos / "photos"))
-    assert labels_by_path(open_dataset(table, config)) == {Path(path).name: label for path, label in rows}
+    assert labels(open_dataset(table, config)) == {Path(path).name: label for path, label in rows}
     assert "label_column is 'specie', and" in refusal(table, DataConfig(label_column="specie"))
     assert "Did you mean 'species'?" in refusal(table, DataConfig(label_column="specie"))
 
@@ -106,7 +98,7 @@ def test_a_split_column_is_obeyed_and_a_missing_val_is_taken_from_train(photos: 
 def test_a_split_that_is_none_is_refused_with_its_row(photos: Path, rows: list) -> None:
     table = write_csv(photos / "t.csv", ("path", "label", "fold"), [(*r, i % 5) for i, r in enumerate(rows)])
     assert "row 2 has the split '0'; it takes train, val or test." in refusal(table)
-    assert len(labels_by_path(open_dataset(table, DataConfig(split_column="")))) == NUM
+    assert len(labels(open_dataset(table, DataConfig(split_column="")))) == NUM
 
 
 def test_groups_of_a_column_stay_together(photos: Path, rows: list) -> None:
@@ -190,7 +182,7 @@ def test_rows_that_are_not_as_they_should_be_are_named_or_counted(photos: Path, 
         "photos/unlabelled.png": "its row has no label",
         "photos/phone.HEIC": ".heic files are not read; convert it to JPEG or PNG",
     }
-    assert labels_by_path(dataset) == {path: label for path, label in rows if path != "photos/02.png"}
+    assert labels(dataset) == {path: label for path, label in rows if path != "photos/02.png"}
 
 
 def test_rows_without_a_split_are_refused_where_others_have_one(photos: Path, rows: list) -> None:
@@ -200,7 +192,7 @@ def test_rows_without_a_split_are_refused_where_others_have_one(photos: Path, ro
     )
     assert dataset.refused == [(rows[-1][0], "its row names no split")]
     undivided = open_dataset(write_csv(photos / "u.csv", ("path", "label", "split"), [(*row, "") for row in rows]))
-    assert len(labels_by_path(undivided)) == NUM
+    assert len(labels(undivided)) == NUM
 
 
 def test_labels_that_differ_by_case_or_space_are_warned_of(photos: Path, rows: list) -> None:
@@ -222,7 +214,7 @@ def test_paths_of_any_bytes_lead_to_their_files(photos: Path, rows: list, tmp_pa
         (photos / "x.png").rename(photos / name)
     table = write_csv(photos / "t.csv", ("path", "label"), [*rows, *((name, "a") for name in odd)])
     dataset = open_dataset(table)
-    assert set(odd) < set(labels_by_path(dataset))
+    assert set(odd) < set(labels(dataset))
     dataset.write_manifest(tmp_path / "m.csv")
     assert open_manifest(tmp_path / "m.csv", table).records == dataset.records
 
@@ -234,7 +226,7 @@ def test_paths_outside_the_root_are_used_where_that_is_allowed(photos: Path, row
     assert "or allow_outside if you trust the table" in refusal(table)
     config = DataConfig(allow_outside=True)
     dataset = open_dataset(table, config)
-    assert labels_by_path(dataset) == dict(above)
+    assert labels(dataset) == dict(above)
     dataset.write_manifest(tmp_path / "m.csv")
     assert open_manifest(tmp_path / "m.csv", table, config).splits["val"].decode(0).size == (12, 10)
     with pytest.raises(DataError, match="stay below"):
