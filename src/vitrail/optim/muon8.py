@@ -55,8 +55,8 @@ class Muon8(torch.optim.Optimizer):
             the same momentum, as Adam moves them where the gradient's noise is even (Lion, arXiv 2302.06675,
             algorithm 2).
         row_variance: whether rows are equalised; 4 bytes per row.
-        newton_schulz_steps: 3, 4, 5 or 6: matrix products per orthogonalisation are three times as many. With fewer,
-            weak directions of the momentum stay weaker.
+        newton_schulz_steps: 3, 4, 5 or 6: rounds of matrix products per orthogonalisation. With fewer, weak directions
+            of the momentum stay weaker.
         qkv: "split": queries, keys and values made by one layer are a matrix each. "fused": they are one. "heads":
             those of every head are a matrix each, also where layers of their own make them; needs a module whose
             attention tells its number of heads.
